@@ -1,0 +1,165 @@
+"""What a request says, read the same way by the fast lane and by Django REST framework."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import urandom
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+
+from core.callers import Call, Caller, identify, namespaces
+from core.encoding import MAX_DEPTH, depth
+from core.errors import Invalid, Malformed, UnsupportedMediaType
+from core.operations import Operation
+
+PREFIX = "/api/v1/"
+_PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(slots=True)
+class Headers:
+    """The headers that Syros looks at."""
+
+    authorization: str = ""
+    api_key: str = ""
+    namespace: str = ""
+    idempotency_key: str = ""
+    request_id: str = ""
+    traceparent: str = ""
+    content_type: str = ""
+    accept: str = ""
+    host: str = ""
+    origin: str = ""
+    content_length: str = ""
+
+
+NAMES = {
+    "authorization": "authorization",
+    "x-api-key": "api_key",
+    "syros-namespace": "namespace",
+    "idempotency-key": "idempotency_key",
+    "x-request-id": "request_id",
+    "traceparent": "traceparent",
+    "content-type": "content_type",
+    "accept": "accept",
+    "host": "host",
+    "origin": "origin",
+    "content-length": "content_length",
+}
+
+
+def request_id(headers: Headers) -> str:
+    """The request's id: the client's if it is printable, else a new one."""
+    given = headers.request_id
+    return given if given and _PRINTABLE.fullmatch(given) else urandom(8).hex()
+
+
+def credential(headers: Headers) -> str | None:
+    if headers.api_key:
+        return headers.api_key
+    scheme, _, token = headers.authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+async def call_of(headers: Headers, identity: str, peer: str) -> Call:
+    """Who calls and where.
+
+    Raises: Unauthenticated, Forbidden, NotFound (of the namespace), Invalid.
+    """
+    caller = await identify(
+        credential(headers), peer=peer, host=headers.host, origin=headers.origin or None
+    )
+    return await call_by(caller, headers, identity)
+
+
+async def call_by(caller: Caller, headers: Headers, identity: str) -> Call:
+    namespace = await namespaces.get(headers.namespace or caller.namespace)
+    call = Call(caller, namespace, identity)
+    if headers.idempotency_key:
+        call.idempotency_key = check_idempotency_key(headers.idempotency_key)
+    if headers.traceparent and (trace := _TRACEPARENT.fullmatch(headers.traceparent)):
+        call.correlation_id = trace[1]
+    return call
+
+
+def check_idempotency_key(key: str) -> str:
+    if len(key) > 255 or not key.isprintable():
+        problem = {"pointer": "/Idempotency-Key", "code": "bad_key", "detail": "1 to 255 printable characters"}
+        raise Invalid([problem])
+    return key
+
+
+def is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
+
+
+def read_body(body: bytes, content_type: str) -> dict[str, Any]:
+    """The JSON object in a body; nothing is an empty one.
+
+    Raises: UnsupportedMediaType, Malformed, Invalid.
+    """
+    if not body:
+        return {}
+    if not is_json(content_type):
+        raise UnsupportedMediaType("Send Content-Type: application/json.")
+    if depth(body) > MAX_DEPTH:
+        raise Malformed(f"JSON nests deeper than {MAX_DEPTH}.")
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"Not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise Invalid([{"pointer": "/", "code": "object_type", "detail": "the body is a JSON object"}])
+    return found
+
+
+def read_query(text: str) -> dict[str, Any]:
+    """Query parameters; one that repeats is a list.
+
+    Raises: Malformed.
+    """
+    if not text:
+        return {}
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=200)
+    except ValueError as error:
+        raise Malformed(f"Bad query string: {error}") from None
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            known = found[name]
+            found[name] = [*known, value] if isinstance(known, list) else [known, value]
+        else:
+            found[name] = value
+    return found
+
+
+def parameters(
+    operation: Operation, method: str, path: Mapping[str, str], query: dict[str, Any], body: dict[str, Any]
+) -> dict[str, Any]:
+    """Path, query string and body as the operation's parameters.
+
+    Raises: Invalid; Malformed, when the same name is given twice with different values.
+    """
+    if not body and (query or path or method == "GET"):
+        return operation.parse(as_lists(operation, {**query, **path}), strict=False)
+    if query:
+        body = {**query, **body}
+    for name, value in path.items():
+        if body.setdefault(name, value) != value:
+            raise Invalid([{"pointer": f"/{name}", "code": "mismatch", "detail": "path and body disagree"}])
+    return operation.parse(body, strict=not query)
+
+
+def as_lists(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
+    """A query string gives a list of one as a single value."""
+    for name in operation.lists & values.keys():
+        if not isinstance(values[name], list):
+            values[name] = [values[name]]
+    return values
+
+

@@ -1,0 +1,58 @@
+"""The small async pool that hot reads, the tail and authentication share, and the engine's own connection."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from django.db import connections
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from core.errors import Unavailable
+
+Row = tuple[Any, ...]
+
+
+def conninfo() -> str:
+    """The DSN of Django's default database, as libpq takes it."""
+    params = dict(connections["default"].get_connection_params())
+    for name in ("pool", "cursor_factory", "prepare_threshold", "context"):
+        params.pop(name, None)
+    return make_conninfo("", **params, application_name="syros", connect_timeout=3)
+
+
+class Pool:
+    """Opened by the process that serves; reads wait at most two seconds for a connection."""
+
+    def __init__(self) -> None:
+        self._pool: AsyncConnectionPool[Any] | None = None
+
+    async def open(self) -> None:
+        self._pool = AsyncConnectionPool(
+            conninfo(), min_size=1, max_size=4, timeout=2.0, open=False, reconnect_timeout=5,
+            kwargs={"autocommit": True, "prepare_threshold": 1},
+        )  # fmt: skip
+        await self._pool.open()
+
+    async def close(self) -> None:
+        if self._pool:
+            await self._pool.close(timeout=2)
+
+    async def rows(self, query: str, params: Sequence[Any] = ()) -> list[Row]:
+        if self._pool is None:
+            raise Unavailable("This process is not serving.")
+        for attempt in (1, 2):  # a pooled connection may have died with the server since it was used last
+            try:
+                async with self._pool.connection() as connection:
+                    cursor = await connection.execute(query, params, binary=True)
+                    return await cursor.fetchall()
+            except psycopg.OperationalError as error:
+                if isinstance(error, PoolTimeout) or attempt == 2:
+                    raise Unavailable from error
+                await asyncio.sleep(0.05)
+        raise Unavailable
+
+
+pool = Pool()
+rows = pool.rows

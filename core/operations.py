@@ -1,0 +1,238 @@
+"""What an operation is. One declaration, and every transport, document and permission follows from it."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import PydanticCustomError
+
+from core.errors import Invalid, NotFound
+
+if TYPE_CHECKING:
+    from core.engine import Transaction
+
+MAX_NUMBER = 2**53 - 1  # what every client's numbers can hold
+Touch = tuple[type[Any], str]
+Touches = Callable[[Any], Sequence[Touch]]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What an operation answered, and what a transport says beside it."""
+
+    value: Any
+    status: int = 200
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a command answers whose caller has to wait: an event with this ticket, in this stream, ends it.
+
+    `facts` is what the caller alone knows of its place; the operation's `Waits` makes the answer from it.
+    """
+
+    stream: str
+    ticket: int
+    seconds: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How an operation waits: what an event means for a waiter, and how a waiter gives up its place.
+
+    `withdraw` names the internal command `(tx, *, keep, **facts)` for a waiter that timed out (keep: it
+    answers the grant if there is one by now) or went away (it gives back what was granted).
+    `granted(facts, type, data)` gives the answer, raises a SyrosError, or says None: not for this waiter.
+    `timed_out(facts, value)` makes the answer, or raises, from what a withdrawal with keep answered.
+    `facts(value)` names the place of a grant whose caller went away before it heard of it.
+    """
+
+    withdraw: str
+    granted: Callable[[dict[str, Any], str, dict[str, Any]], Any]
+    timed_out: Callable[[dict[str, Any], Any], Any]
+    facts: Callable[[Any], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`POST locks/{key}/renew`: a name in braces takes the rest of the path up to what follows it."""
+
+    method: str
+    path: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Route":
+        method, path = text.split(" ", 1)
+        return cls(method, path)
+
+    @property
+    def names(self) -> list[str]:
+        return [part[1:-1] for part in self.path.split("/") if part.startswith("{")]
+
+
+class Operation:
+    """A function with a route, a schema and a name. core.runtime carries it out, for every transport."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        route: str | None,
+        *,
+        kind: str,
+        returns: Any = None,
+        status: int = 200,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        hot: bool = False,
+        waits: "Waits | None" = None,
+        touches: Touches | None = None,
+        admin: bool = False,
+        fenced: bool = True,
+        secret: Sequence[str] = (),
+        max_bytes: int = 1 << 20,
+    ) -> None:
+        app = function.__module__.partition(".")[0]
+        self.name = name or f"{app}.{function.__name__}"
+        self.function, self.kind, self.returns, self.status = function, kind, returns, status
+        self.route = Route.parse(route) if route else None
+        self.aliases = [Route.parse(alias) for alias in aliases]
+        self.hot, self.waits, self.admin = hot, waits, admin
+        self.touches, self.secret, self.max_bytes = touches, tuple(secret), max_bytes
+        self.streams = inspect.isasyncgenfunction(function)
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.fenced = fenced and kind == "command" and route is not None
+        self.params = self._schema()
+        # Parameters that a query string gives as `name=a&name=b`.
+        self.lists = {
+            name for name, field in self.params.model_fields.items() if get_origin(field.annotation) is list
+        }
+        self._validate = self.params.__pydantic_validator__.validate_python
+
+    def __repr__(self) -> str:
+        return f"<Operation {self.name}>"
+
+    @property
+    def doc(self) -> str:
+        return inspect.cleandoc(self.function.__doc__ or "")
+
+    def _schema(self) -> type[BaseModel]:
+        """The keyword-only parameters as a pydantic model that refuses what it does not know."""
+        hints = get_type_hints(self.function, include_extras=True)
+        fields: dict[str, Any] = {}
+        for parameter in inspect.signature(self.function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                default = ... if parameter.default is parameter.empty else parameter.default
+                fields[parameter.name] = (hints[parameter.name], default)
+        if self.fenced and "fence" not in fields:
+            fields["fence"] = (Fence | None, None)
+        title = "".join(part.capitalize() for part in self.name.replace(".", "_").split("_"))
+        return create_model(title, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+
+    def parse(self, values: Mapping[str, Any], *, strict: bool = True) -> dict[str, Any]:
+        """Checked parameters. `strict` for JSON, where types are told; not for query strings.
+
+        Raises: Invalid, naming every bad field.
+        """
+        try:
+            return self._validate(values, strict=strict).__dict__
+        except ValidationError as error:
+            raise Invalid([named(problem) for problem in error.errors(include_url=False)]) from None
+
+
+def named(problem: Mapping[str, Any]) -> dict[str, str]:
+    """One of pydantic's complaints in the form of the contract: a JSON pointer, a code, a sentence."""
+    pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in problem["loc"])
+    return {"pointer": pointer or "/", "code": problem["type"], "detail": problem["msg"][:300]}
+
+
+class Registry:
+    """All operations, by name."""
+
+    def __init__(self) -> None:
+        self._operations: dict[str, Operation] = {}
+        self._reserved: dict[str, frozenset[str]] = {}
+
+    def add(self, operation: Operation) -> None:
+        if operation.name in self._operations:
+            raise ValueError(f"{operation.name} is declared twice")
+        self._operations[operation.name] = operation
+        self._reserved.clear()
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self._operations.values())
+
+    def __getitem__(self, name: str) -> Operation:
+        if name not in self._operations:
+            raise NotFound("There is no such operation.", operation=name)
+        return self._operations[name]
+
+    def reserved(self, collection: str) -> frozenset[str]:
+        """Names that a member of `/{collection}/…` may not have, because a route is called so."""
+        if collection not in self._reserved:
+            routes = (route for each in self for route in (each.route, *each.aliases) if route)
+            parts = [route.path.split("/") for route in routes if "/" in route.path]
+            found = {path[1] for path in parts if path[0] == collection and not path[1].startswith("{")}
+            self._reserved[collection] = frozenset(found)
+        return self._reserved[collection]
+
+
+registry = Registry()
+
+
+def command(route: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], Operation]:
+    """Declare an operation that changes state: `function(tx, *, …)`, run inside the engine.
+
+    Parameters: the route (none: internal, callable from Python only); `returns`, the type of the answer;
+    `touches`, which aggregates to load with the batch; `hot`, also served by the fast lane; `waits`, how
+    it waits when it answers `Waiting`; `admin`, for administrators only; `secret`, fields of the answer that are not kept
+    for replays; `aliases`, further routes; `fenced=False`, takes no `fence`.
+    """
+    return _declare("command", route, options)
+
+
+def query(route: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], Operation]:
+    """Declare a read: `function(call, *, …)`. Plain: Django's ORM in a thread; `async def`: the small async
+    pool, or a wait that holds neither thread nor connection; an async generator: a stream."""
+    return _declare("query", route, options)
+
+
+def _declare(kind: str, route: str | None, options: Any) -> Callable[[Callable[..., Any]], Operation]:
+    def register(function: Callable[..., Any]) -> Operation:
+        operation = Operation(function, route, kind=kind, **options)
+        registry.add(operation)
+        return operation
+
+    return register
+
+
+def not_reserved(collection: str) -> AfterValidator:
+    """Refuse a name that a route of this collection already has."""
+
+    def check(name: str) -> str:
+        if name in registry.reserved(collection):
+            raise PydanticCustomError("reserved_name", "{name} is a reserved name", {"name": name})
+        return name
+
+    return AfterValidator(check)
+
+
+class Fence(BaseModel):
+    """Carry the write out only while this token is the lock's current one and the lock is held."""
+
+    model_config = ConfigDict(extra="forbid")
+    key: Annotated[str, Field(min_length=1, max_length=255)]
+    fencing_token: Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+
+
+class Guard:
+    """How a fence is checked; the app that owns locks says so, core only asks."""
+
+    touches: Callable[[Fence], Sequence[Touch]] = staticmethod(lambda fence: ())
+    check: Callable[["Transaction", Fence], None] = staticmethod(lambda tx, fence: None)
+
+
+guard = Guard()

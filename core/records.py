@@ -1,0 +1,101 @@
+"""How rows become aggregates and aggregates rows again: one statement a table for a whole batch.
+
+Everything is driven by the model's `_meta`, so that a table is described once. Columns travel as array
+literals that are joined here in C speed (four string operations a column, however many rows), which took
+the storing of a row from 10 to 3 µs of Python against psycopg's list adaptation.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, cast
+
+from django.db import connection, models
+from django.db.models.base import ModelState
+
+SEPARATOR, NULL = "\x1f", "\x1e"  # control characters that no stored text may contain
+
+
+def array_literal(values: Sequence[Any], size: int) -> str:
+    """The values as a PostgreSQL array literal, each quoted; None becomes NULL."""
+    joined = SEPARATOR.join([NULL if v is None else v if type(v) is str else str(v) for v in values])
+    if joined.count(SEPARATOR) != size - 1:
+        raise ValueError("a text to store contains the unit separator (U+001F)")
+    quoted = joined.replace("\\", "\\\\").replace('"', '\\"').replace(SEPARATOR, '","')
+    return ('{"' + quoted + '"}').replace(f'"{NULL}"', "NULL")
+
+
+def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Rows turned into one array literal a column."""
+    return [array_literal(column, len(rows)) for column in zip(*rows, strict=True)]
+
+
+class Table:
+    """The SQL of one model: load (locking), insert, update, delete, all by primary key and in bulk."""
+
+    def __init__(self, model: type[models.Model]) -> None:
+        self.model = model
+        fields = model._meta.concrete_fields
+        self.attributes = [field.attname for field in fields]
+        self.columns = [cast(str, field.column) for field in fields]
+        self.values = attrgetter(*self.attributes)
+        self.defaults = {f.attname: f.get_default() for f in fields if not f.primary_key}
+        self.name = model._meta.db_table
+
+    @cached_property
+    def types(self) -> list[str]:
+        return [cast(str, f.db_type(connection)).partition("(")[0] for f in self.model._meta.concrete_fields]
+
+    @cached_property
+    def select_list(self) -> str:
+        return ", ".join(
+            f"{column}::text" if kind == "json" else column
+            for column, kind in zip(self.columns, self.types, strict=True)
+        )
+
+    @cached_property
+    def load(self) -> str:
+        lock = " for no key update" if getattr(self.model, "engine_locks", True) else ""
+        return f"select {self.select_list} from {self.name} where id = any(%s::text[]) order by id{lock}"
+
+    @cached_property
+    def _arrays(self) -> str:
+        return ", ".join(f"%s::{kind}[]" for kind in self.types)
+
+    @cached_property
+    def insert(self) -> str:
+        return f"insert into {self.name} ({', '.join(self.columns)}) select * from unnest({self._arrays})"
+
+    @cached_property
+    def update(self) -> str:
+        changes = ", ".join(f"{column} = new.{column}" for column in self.columns if column != "id")
+        return (
+            f"update {self.name} old set {changes} "
+            f"from unnest({self._arrays}) new({', '.join(self.columns)}) where old.id = new.id"
+        )
+
+    @cached_property
+    def delete(self) -> str:
+        return f"delete from {self.name} where id = any(%s::text[])"
+
+    def instance(self, row: Iterable[Any]) -> models.Model:
+        """An instance from a loaded row. `Model.from_db` without its signals and descriptors: 1 µs, not 9."""
+        instance = self.model.__new__(self.model)
+        instance.__dict__.update(zip(self.attributes, row, strict=True), _state=ModelState())
+        return instance
+
+    def new(self, address: str, values: dict[str, Any]) -> models.Model:
+        """A fresh instance with the model's defaults."""
+        instance = self.model.__new__(self.model)
+        instance.__dict__.update(self.defaults, id=address, _state=ModelState(), **values)
+        return instance
+
+
+_tables: dict[type[models.Model], Table] = {}
+
+
+def table(model: type[models.Model]) -> Table:
+    found = _tables.get(model)
+    if found is None:
+        found = _tables[model] = Table(model)
+    return found

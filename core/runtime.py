@@ -1,0 +1,219 @@
+"""What runs in a serving process: engine, tail and waiting callers, and the one way to carry an operation out."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+from django.conf import settings
+
+from core.callers import Call, authorize
+from core.database import pool
+from core.encoding import encode
+from core.engine import Engine, Job
+from core.errors import Unavailable
+from core.log import Entry
+from core.operations import Operation, Outcome, Waiting, registry
+from core.tail import Tail
+from core.waiting import Waiters, grant
+
+logger = logging.getLogger("syros.runtime")
+
+
+Periodic = Callable[[], Awaitable[None]]
+periodics: list[tuple[float, Periodic]] = []
+
+
+def every(seconds: float) -> Callable[[Periodic], Periodic]:
+    """Have a function called in every serving process, this long after its last call ended."""
+
+    def register(function: Periodic) -> Periodic:
+        periodics.append((seconds, function))
+        return function
+
+    return register
+
+
+class Runtime:
+    """Started once, in the loop that serves."""
+
+    def __init__(self) -> None:
+        self.waiters = Waiters()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.engine: Engine | None = None
+        self.tail: Tail | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.stopping = False
+
+    async def start(self) -> None:
+        self.loop, self.stopping = asyncio.get_running_loop(), False
+        await pool.open()
+        self.tail = Tail(self.waiters)
+        self.tail.start()
+        self.engine = Engine(self._deliver, self.waiters.expect, limit=settings.QUEUE_LIMIT)
+        self.engine.start()
+        self.spawn(self._watch())
+        for seconds, function in periodics:
+            self.spawn(self._repeat(seconds, function))
+
+    async def stop(self) -> None:
+        """Refuse what comes, end the waits, finish what is queued."""
+        self.release_waiters()
+        await asyncio.sleep(0)  # the waiters' withdrawals are queued before the engine closes
+        await asyncio.gather(*(t for t in self._tasks if t.get_name() == "withdraw"), return_exceptions=True)
+        if self.engine:
+            await asyncio.to_thread(self.engine.stop)
+        for task in list(self._tasks):
+            task.cancel()
+        if self.tail:
+            await self.tail.stop()
+        await pool.close()
+
+    def release_waiters(self) -> None:
+        """End every wait with 503: the process stops, and another one serves the retry."""
+        self.stopping = True
+        self.waiters.release_all(Unavailable("This process is stopping."))
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str | None = None) -> "asyncio.Task[Any]":
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _watch(self) -> None:
+        while self.engine and not self.stopping:
+            self.engine.revive()
+            await asyncio.sleep(0.2)
+
+    async def _repeat(self, seconds: float, function: Periodic) -> None:
+        while not self.stopping:
+            await asyncio.sleep(seconds)
+            try:
+                await function()
+            except Unavailable:
+                pass
+            except Exception:
+                logger.exception("%s broke", function.__name__)
+
+    # -- from the engine -----------------------------------------------------------------------------
+
+    def _deliver(self, jobs: list[Job], entries: list[Entry]) -> None:
+        """In the engine's thread: one hop to the loop for a whole batch."""
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self._delivered, jobs, entries)
+
+    def _delivered(self, jobs: list[Job], entries: list[Entry]) -> None:
+        for job in jobs:
+            future = job.future
+            if future is None:
+                continue
+            if not future.done():
+                future.set_result(None)
+            else:
+                self._gone(job)
+        if entries and self.tail:
+            self.tail.committed(entries)
+
+    def _gone(self, job: Job) -> None:
+        """The caller went away while its command was under way; one that would have waited gives back."""
+        waits = job.operation.waits
+        if waits is None or job.error:
+            return
+        if isinstance(job.value, Waiting):
+            if self.waiters.forget(job):
+                self._withdraw(job, job.value.facts)
+        elif job.params.get("wait_seconds"):
+            self._withdraw(job, waits.facts(job.value))
+
+    def _withdraw(self, job: Job, facts: dict[str, Any], keep: bool = False) -> "asyncio.Task[Any]":
+        assert job.operation.waits is not None
+        operation = registry[job.operation.waits.withdraw]
+        return self.spawn(self._insist(operation, job.call, {**facts, "keep": keep}), name="withdraw")
+
+    async def _insist(self, operation: Operation, call: Call, params: dict[str, Any]) -> Any:
+        """Carry an internal command out, through outages shorter than a minute."""
+        call = Call(call.caller, call.namespace, call.request_id)
+        for pause in (0.1, 0.5, 1, 2, 5, 10, 20, 20):
+            try:
+                return (await self.carry_out(operation, call, params)).value
+            except Unavailable:
+                if self.stopping:
+                    raise
+                await asyncio.sleep(pause)
+        raise Unavailable
+
+    # -- operations ----------------------------------------------------------------------------------
+
+    async def run(self, operation: Operation, call: Call, params: dict[str, Any]) -> Outcome:
+        """Carry an operation out for a caller: authorize, then decide in the engine or read.
+
+        Parameters: `params` as `operation.parse` gives them.
+        Raises: the operation's SyrosErrors, Forbidden, Unavailable, OutcomeUnknown.
+        """
+        authorize(call.caller, operation, params)
+        if operation.kind == "command":
+            return await self.carry_out(operation, call, params)
+        if operation.is_async:
+            return Outcome(await operation.function(call, **params), operation.status)
+        return Outcome(await asyncio.to_thread(operation.function, call, **params), operation.status)
+
+    def stream(self, operation: Operation, call: Call, params: dict[str, Any]) -> AsyncIterator[Any]:
+        """The items of an operation that streams.
+
+        Raises: Forbidden, and what the stream itself raises.
+        """
+        authorize(call.caller, operation, params)
+        found: AsyncIterator[Any] = operation.function(call, **params)
+        return found
+
+    async def carry_out(self, operation: Operation, call: Call, params: dict[str, Any], size: int = 0) -> Outcome:
+        if self.engine is None or self.loop is None:
+            raise Unavailable("This process is not serving.")
+        job = Job(operation, params, call, self.loop.create_future(), size)
+        if operation.waits:
+            job.granted = self.loop.create_future()
+        if call.idempotency_key:
+            identify(job)
+        self.engine.submit(job)
+        await job.future
+        if job.error:
+            self.waiters.forget(job)
+            raise job.error
+        if isinstance(job.value, Waiting):
+            return Outcome(await self._wait(job), job.status, job.replayed)
+        return Outcome(job.value, job.status, job.replayed)
+
+    async def _wait(self, job: Job) -> Any:
+        try:
+            return await grant(job)
+        except TimeoutError:
+            self.waiters.forget(job)
+            value = await asyncio.shield(self._withdraw(job, job.value.facts, keep=True))
+            assert job.operation.waits is not None
+            return job.operation.waits.timed_out(job.value.facts, value)
+        except (asyncio.CancelledError, Unavailable):
+            # A retry with the same Idempotency-Key shares the place: only the last to go gives it up.
+            if self.waiters.forget(job):
+                self._withdraw(job, job.value.facts)
+            raise
+
+    def run_from_thread(self, operation: Operation, call: Call, params: dict[str, Any]) -> Outcome:
+        """The same for a thread that is not the loop's: Django's views, commands, tests."""
+        authorize(call.caller, operation, params)
+        if operation.kind == "query" and not operation.is_async:
+            return Outcome(operation.function(call, **params), operation.status)
+        if self.loop is None:
+            raise Unavailable("This process is not serving.")
+        return asyncio.run_coroutine_threadsafe(self.run(operation, call, params), self.loop).result()
+
+
+def identify(job: Job) -> None:
+    """Where the answer to this key is kept, and what the key was used for: scoped to caller and operation."""
+    call = job.call
+    scope = f"{call.caller.principal}\n{job.operation.name}\n{call.idempotency_key}"
+    job.answer_id = f"{call.namespace.name}/{hashlib.sha256(scope.encode()).hexdigest()}"
+    job.fingerprint = hashlib.sha256(encode(job.params)).hexdigest()
+
+
+runtime = Runtime()

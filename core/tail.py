@@ -1,0 +1,249 @@
+"""Following the log: one reader a process, fanned out in memory to whoever waits or follows.
+
+What this process commits itself is handed over by its engine; what others commit is read by position. Positions
+are dense and in commit order, so the next position is always known and a gap cannot be: a wake-up may be lost
+or doubled and nothing is missed, and the poll every second is only a backstop.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import psycopg
+import redis.asyncio as redis
+from django.conf import settings
+
+from core import log
+from core.callers import verdicts
+from core.database import conninfo, pool
+from core.errors import Gone, SyrosError
+from core.log import Entry
+from core.models import log_id
+from core.waiting import Waiters
+
+logger = logging.getLogger("syros.tail")
+
+POLL_SECONDS = 1.0
+PAGE = 1000
+RING = 4096  # recent entries kept in memory for followers, a namespace, while somebody follows
+CHANNEL = "syros_log"
+HEADS = """select n.number, greatest(n.floor, coalesce((select max(e.id) from core_event e
+    where e.id > n.number::bigint << 40 and e.id < (n.number::bigint + 1) << 40), 0) & ((1::bigint << 40) - 1))
+from core_namespace n where n.number = any(%s)"""
+
+
+class PositionPruned(Gone):
+    """The log below this position has been pruned."""
+
+
+class Following:
+    """One namespace's log, as far as this process has followed it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.head = -1  # the last position handed on; -1: not looked yet
+        self.announced = 0  # the last position somebody told of
+        self.ring: deque[Entry] = deque(maxlen=RING)
+        self.listeners: set[asyncio.Event] = set()
+        self.catching_up = False
+
+
+class Tail:
+    """Follows the logs of the namespaces that this process works in."""
+
+    def __init__(self, waiters: Waiters) -> None:
+        self._waiters = waiters
+        self._logs: dict[int, Following] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._outbox: dict[int, int] = {}
+        self._outbox_filled = asyncio.Event()
+        self._redis: Any = None
+        self.valkey_up = False
+        self.polled_at = 0.0
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._redis = redis.from_url(
+            settings.REDIS_URL, socket_connect_timeout=1, socket_timeout=1, health_check_interval=5
+        )
+        loops = (self._poll, self._hear_valkey, self._hear_postgres, self._publish)
+        self._tasks = [asyncio.create_task(self._forever(each)) for each in loops]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._redis is not None:
+            with contextlib.suppress(Exception):
+                await self._redis.aclose()
+
+    async def _forever(self, loop: Any) -> None:
+        """Keep one of the loops going through every outage of what it talks to."""
+        while True:
+            try:
+                await loop()
+            except (SyrosError, OSError, psycopg.Error, redis.RedisError) as error:
+                logger.debug("%s: %s", loop.__name__, error)
+            except Exception:
+                logger.exception("%s broke", loop.__name__)
+            await asyncio.sleep(0.5)
+
+    # -- hearing of new entries ----------------------------------------------------------------------
+
+    def follow(self, number: int) -> Following:
+        return self._logs.setdefault(number, Following(number))
+
+    def committed(self, entries: Sequence[Entry]) -> None:
+        """Entries that this process's engine committed: handed on at once when they are the next ones."""
+        by_log: dict[int, list[Entry]] = {}
+        for entry in entries:
+            by_log.setdefault(entry.namespace, []).append(entry)
+        for number, batch in by_log.items():
+            following = self.follow(number)
+            self._outbox[number] = batch[-1].position
+            # Another process may have written in between; then the log is read instead.
+            if following.head in (batch[0].position - 1, -1) and not following.catching_up:
+                self._hand_on(following, batch)
+            else:
+                self._waiters.notice(batch)
+                self.announce(number, batch[-1].position)
+        self._outbox_filled.set()
+
+    def announce(self, number: int, position: int) -> None:
+        """Somebody says that the log reaches this position."""
+        following = self._logs.get(number)
+        if following is None or position <= following.head:
+            return
+        following.announced = max(following.announced, position)
+        if not following.catching_up:
+            following.catching_up = True
+            task = asyncio.create_task(self._catch_up(following))
+            task.add_done_callback(lambda done: done.exception())
+
+    async def _catch_up(self, following: Following) -> None:
+        try:
+            while following.head < following.announced:
+                if following.head < 0:
+                    following.head = max(0, following.announced - 1)
+                if not self._interest(following):
+                    # Nobody here waits or follows: knowing how far the log reaches is enough.
+                    following.ring.clear()
+                    following.head = following.announced
+                    break
+                entries = await self._read(following.number, following.head, PAGE)
+                if not entries:
+                    break
+                self._hand_on(following, entries)
+        finally:
+            following.catching_up = False
+
+    def _interest(self, following: Following) -> bool:
+        return bool(following.listeners) or any(n == following.number for n, _ in self._waiters.streams)
+
+    def _hand_on(self, following: Following, entries: Sequence[Entry]) -> None:
+        following.head = entries[-1].position
+        following.announced = max(following.announced, following.head)
+        self._waiters.notice(entries)
+        if following.listeners:
+            following.ring.extend(entries)
+            for listener in following.listeners:
+                listener.set()
+        else:
+            following.ring.clear()
+
+    async def _read(self, number: int, after: int, limit: int) -> list[Entry]:
+        rows = await pool.rows(log.AFTER, [log_id(number, after), log_id(number + 1, 0) - 1, limit])
+        return [log.entry(number, row) for row in rows]
+
+    # -- for those who follow ------------------------------------------------------------------------
+
+    async def after(self, number: int, position: int, limit: int = PAGE) -> list[Entry]:
+        """The entries after a position, from memory when they are there."""
+        following = self.follow(number)
+        ring = following.ring
+        if ring and ring[0].position <= position + 1 and ring[-1].position == following.head:
+            start = position + 1 - ring[0].position
+            return [ring[i] for i in range(start, min(len(ring), start + limit))]
+        return await self._read(number, position, limit)
+
+    @contextlib.contextmanager
+    def listening(self, number: int) -> Any:
+        """An asyncio.Event that is set whenever the namespace's log has grown."""
+        following, event = self.follow(number), asyncio.Event()
+        following.listeners.add(event)
+        try:
+            yield event
+        finally:
+            following.listeners.discard(event)
+
+    async def head(self, number: int) -> int:
+        """The last position of a namespace's log, as the database says."""
+        rows = await pool.rows(HEADS, [[number]])
+        return int(rows[0][1]) if rows else 0
+
+    # -- wake-ups ------------------------------------------------------------------------------------
+
+    async def _poll(self) -> None:
+        """The backstop: once a second, ask how far the logs reach."""
+        while True:
+            if self._logs:
+                for number, head in await pool.rows(HEADS, [list(self._logs)]):
+                    following = self._logs[number]
+                    if following.head < 0:
+                        following.head = max(following.head, head)
+                    self.announce(number, head)
+            self.polled_at = asyncio.get_running_loop().time()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _hear_valkey(self) -> None:
+        async with self._redis.pubsub() as channel:
+            await channel.subscribe(CHANNEL)
+            self.valkey_up = True
+            try:
+                while True:
+                    message = await channel.get_message(ignore_subscribe_messages=True, timeout=0.9)
+                    if message:
+                        self._heard(message["data"].decode())
+            finally:
+                self.valkey_up = False
+
+    async def _hear_postgres(self) -> None:
+        """NOTIFY comes only from processes that cannot reach Valkey."""
+        async with await psycopg.AsyncConnection.connect(conninfo(), autocommit=True) as connection:
+            await connection.execute(f"listen {CHANNEL}")
+            async for notice in connection.notifies():
+                self._heard(notice.payload)
+
+    def _heard(self, message: str) -> None:
+        if message == "access":
+            verdicts.clear()
+            return
+        for part in message.split(","):
+            number, _, position = part.partition(":")
+            self.announce(int(number), int(position))
+
+    async def _publish(self) -> None:
+        """Tell the other processes; while one message is under way the next one collects."""
+        while True:
+            await self._outbox_filled.wait()
+            self._outbox_filled.clear()
+            news, self._outbox = self._outbox, {}
+            await self.tell(",".join(f"{number}:{position}" for number, position in news.items()))
+
+    async def tell(self, message: str) -> None:
+        try:
+            await self._redis.publish(CHANNEL, message)
+        except (redis.RedisError, OSError):
+            # In a statement of its own: inside the engine's transaction it would cost it most of its speed.
+            await pool.rows("select pg_notify(%s, %s)", [CHANNEL, message])
+            await asyncio.sleep(0.01)
+
+    def changed_access(self) -> None:
+        """Rights or credentials changed: every process forgets what it remembers of them."""
+        verdicts.clear()
+        task = asyncio.create_task(self.tell("access"))
+        task.add_done_callback(lambda done: done.exception())

@@ -1,0 +1,99 @@
+"""Callers that wait: who waits for which ticket in this process, and how a wait ends."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from core.encoding import decode
+from core.engine import Job
+from core.errors import SyrosError
+from core.log import Entry
+from core.operations import Waiting
+
+Place = tuple[int, str, int]  # namespace, stream, ticket
+
+
+class Waiters:
+    """The waiting callers of this process. `expect` is called in the engine's thread before the commit, so
+    that no grant can come between; the rest runs in the serving loop."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[Place, list[Job]] = {}
+        self._streams: dict[tuple[int, str], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def streams(self) -> list[tuple[int, str]]:
+        return list(self._streams)
+
+    def expect(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            if isinstance(job.value, Waiting) and job.granted is not None:
+                self.forget(job)  # a batch that ran again may have given it another ticket
+                job.place = (job.call.namespace.number, job.value.stream, job.value.ticket)
+                self._jobs.setdefault(job.place, []).append(job)
+                stream = job.place[:2]
+                self._streams[stream] = self._streams.get(stream, 0) + 1
+
+    def forget(self, job: Job) -> bool:
+        """Take a job out; True if nobody else in this process waits in its place."""
+        place, job.place = job.place, None
+        if place is None or job not in self._jobs.get(place, ()):
+            return False
+        self._jobs[place].remove(job)
+        if not (others := self._jobs[place]):
+            del self._jobs[place]
+        stream = place[:2]
+        self._streams[stream] -= 1
+        if not self._streams[stream]:
+            del self._streams[stream]
+        return not others
+
+    def notice(self, entries: Iterable[Entry]) -> None:
+        """End the waits that these events end."""
+        if not self._streams:
+            return
+        for entry in entries:
+            if (entry.namespace, entry.stream) in self._streams:
+                self._notice(entry)
+
+    def _notice(self, entry: Entry) -> None:
+        data: dict[str, Any] = decode(entry.data)
+        place = (entry.namespace, entry.stream, data.get("ticket", 0))
+        for job in list(self._jobs.get(place, ())):
+            answer = self._answer(job, entry.type, data)
+            if answer is not None:
+                self.forget(job)
+                if not job.granted.done():
+                    job.granted.set_result(answer)
+
+    @staticmethod
+    def _answer(job: Job, kind: str, data: dict[str, Any]) -> Any:
+        waits = job.operation.waits
+        assert waits is not None
+        try:
+            return waits.granted(job.value.facts, kind, data)
+        except SyrosError as error:
+            return error
+
+    def release_all(self, error: SyrosError) -> None:
+        """End every wait with this error: the process stops."""
+        for jobs in list(self._jobs.values()):
+            for job in list(jobs):
+                self.forget(job)
+                if not job.granted.done():
+                    job.granted.set_result(error)
+
+
+async def grant(job: Job) -> Any:
+    """The answer a waiting job was given, in time.
+
+    Raises: TimeoutError; a SyrosError that ended the wait.
+    """
+    async with asyncio.timeout(job.value.seconds):
+        answer = await job.granted
+    if isinstance(answer, SyrosError):
+        raise answer
+    return answer

@@ -1,0 +1,367 @@
+"""The event operations."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from orjson import Fragment
+from pydantic import AliasChoices, Field
+
+from core import log
+from core.callers import Call
+from core.database import rows
+from core.encoding import decode
+from core.engine import Transaction
+from core.errors import Invalid
+from core.log import Entry, place_id
+from core.models import Event, Stream, log_id
+from core.operations import command, query
+from core.runtime import runtime
+from core.types import EventId, Instant, Json, Limit, Object, Position, Prefix, Text, Wait
+from events import rules
+from events.errors import PositionAhead, PositionPruned
+from events.types import (
+    Appended, AppendedBatch, AppendedMany, EventType, Expected, LogPage, NewEvent, ReadName, StreamAppend,
+    StreamInfo, StreamName, StreamPage,
+)  # fmt: skip
+
+# -- appending ---------------------------------------------------------------------------------------
+
+
+def touches(params: dict[str, Any]) -> list[tuple[type[Any], str]]:
+    """The stream, and the events of the ids that the client chose: they may be there already."""
+    ids = [params["event_id"]] if params["event_id"] else []
+    ids += [event.event_id for event in params["events"] or () if event.event_id]
+    return [(Stream, params["stream_id"]), *((Event, event_id) for event_id in ids)]
+
+
+@command(
+    "POST events/{stream_id}",
+    returns=Appended | AppendedBatch,
+    status=201,
+    aliases=["POST events"],
+    hot=True,
+    touches=touches,
+    max_bytes=16 << 20,
+)
+def append(
+    tx: Transaction,
+    *,
+    stream_id: StreamName,
+    event_type: Annotated[
+        EventType | None, Field(validation_alias=AliasChoices("event_type", "type"))
+    ] = None,
+    data: Json = None,
+    metadata: Object = "{}",
+    event_id: EventId | None = None,
+    events: Annotated[list[NewEvent] | None, Field(min_length=1, max_length=1000)] = None,
+    expected_version: Expected = "any",
+) -> Any:
+    """Append one event, or up to 1,000 at once, to a stream.
+
+    One: `event_type`, `data` (any JSON), optional `metadata` and `event_id` (a UUID). Several: `events`, each of
+    that form. `expected_version` is a number, `any`, `no_stream` or `exists`. The same event ids again change
+    nothing and give the first answer with status 200. Versions start at 1 and are dense.
+
+    Errors: `wrong_expected_version` (409, with expected and actual), `event_id_conflict` (409).
+    """
+    if events is not None:
+        entries = put(tx, stream_id, events, expected_version)
+        return lambda: batch_answer(entries)
+    entry = put(tx, stream_id, [one_event(event_type, data, metadata, event_id)], expected_version)[0]
+    return lambda: Appended(
+        entry.event_id or place_id(entry.namespace, entry.position),
+        entry.stream, entry.type, entry.version, entry.position, entry.recorded_at,
+    )  # fmt: skip
+
+
+@command(
+    "POST events/batch",
+    returns=AppendedMany,
+    status=201,
+    max_bytes=16 << 20,
+    touches=lambda params: [
+        *((Stream, each.stream_id) for each in params["appends"]),
+        *((Event, e.event_id) for each in params["appends"] for e in each.events if e.event_id),
+    ],
+)
+def append_many(
+    tx: Transaction, *, appends: Annotated[list[StreamAppend], Field(min_length=1, max_length=100)]
+) -> Any:
+    """Append to several streams in one transaction: all of it or nothing.
+
+    Errors: as for events.append; the answer names the stream.
+    """
+    written = [put(tx, each.stream_id, each.events, each.expected_version) for each in appends]
+    return lambda: AppendedMany([batch_answer(entries) for entries in written])
+
+
+@dataclass(slots=True)
+class OneEvent:
+    """The event of a body that carries just one."""
+
+    event_type: str
+    data: str
+    metadata: str
+    event_id: str | None
+
+
+def one_event(event_type: str | None, data: str | None, metadata: str, event_id: str | None) -> OneEvent:
+    """Raises: Invalid, when what makes an event is not there."""
+    if event_type is None or data is None:
+        given = {"event_type": event_type, "data": data}
+        missing = [name for name, value in given.items() if value is None]
+        raise Invalid([{"pointer": f"/{n}", "code": "missing", "detail": "Field required"} for n in missing])
+    return OneEvent(event_type, data, metadata, event_id)
+
+
+def put(
+    tx: Transaction, name: str, events: Sequence[NewEvent | OneEvent], expected: int | str
+) -> list[Entry]:
+    """Append to one stream, or find that this append was made before.
+
+    Raises: WrongExpectedVersion, EventIdConflict, Invalid.
+    """
+    ids = [event.event_id for event in events]
+    if any(ids):
+        check_distinct(ids)
+        found = [tx.event(event_id) if event_id else None for event_id in ids]
+        if rules.already(name, ids, found):
+            tx.job.status = 200
+            return [entry for entry in found if entry]
+    stream = tx.get(Stream, name)
+    rules.check_version(name, expected, stream.version if stream else 0)
+    stream = stream or tx.add(Stream, name, created_at=tx.now, changed_at=tx.now)
+    stream.changed_at = tx.now
+    return [emit(tx, stream, event) for event in events]
+
+
+def check_distinct(ids: Sequence[str | None]) -> None:
+    chosen = [event_id for event_id in ids if event_id]
+    if len(set(chosen)) < len(chosen):
+        raise Invalid([{"pointer": "/events", "code": "repeated", "detail": "event ids repeat"}])
+
+
+def emit(tx: Transaction, stream: Stream, event: NewEvent | OneEvent) -> Entry:
+    metadata = event.metadata if event.metadata != "{}" else None
+    correlation = causation = None
+    if metadata and ("correlation_id" in metadata or "causation_id" in metadata):
+        about = decode(metadata)
+        correlation, causation = label(about.get("correlation_id")), label(about.get("causation_id"))
+    return tx.emit(
+        stream, event.event_type, event.data, metadata=metadata, event_id=event.event_id,
+        correlation_id=correlation, causation_id=causation,
+    )  # fmt: skip
+
+
+def label(value: Any) -> str | None:
+    """A correlation or causation id, if it can be one; it stays in the metadata either way."""
+    return value if isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable() else None
+
+
+def batch_answer(entries: list[Entry]) -> AppendedBatch:
+    first, last = entries[0], entries[-1]
+    ids = [entry.event_id or place_id(entry.namespace, entry.position) for entry in entries]
+    return AppendedBatch(
+        first.stream, first.version, last.version, first.position, last.position, ids
+    )
+
+
+# -- reading -----------------------------------------------------------------------------------------
+
+
+@query("GET events/{stream_id}", returns=StreamPage, hot=True)
+async def read(
+    call: Call,
+    *,
+    stream_id: ReadName,
+    from_version: Position | None = None,
+    to_version: Position | None = None,
+    limit: Annotated[int, Field(ge=1, le=1000)] = 50,
+    direction: Literal["forward", "backward"] = "forward",
+    event_type: EventType | None = None,
+    since: Instant | None = None,
+    until: Instant | None = None,
+) -> StreamPage:
+    """Events of one stream, from `from_version` on (backward: from there, or the end, down).
+
+    `event_type`, `since` and `until` (RFC 3339; `until` is exclusive) filter. An unknown stream has none.
+    """
+    forward = direction == "forward"
+    low, high = (from_version, to_version) if forward else (to_version, from_version)
+    conditions, values = ["namespace_id = %s", "stream = %s"], [call.namespace.number, stream_id]
+    for condition, value in (
+        ("version >= %s", low),
+        ("version <= %s", high),
+        ("type = %s", event_type),
+        ("recorded_at >= %s", since),
+        ("recorded_at < %s", until),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    found = await rows(
+        f"{log.SELECT} where {' and '.join(conditions)} order by version {'' if forward else 'desc'} limit %s",
+        [*values, limit + 1],
+    )
+    version = await rows(
+        "select coalesce(max(version), 0) from core_event where namespace_id = %s and stream = %s",
+        [call.namespace.number, stream_id],
+    )
+    events = [log.entry(call.namespace.number, row).public() for row in found[:limit]]
+    return StreamPage(stream_id, events, version[0][0], len(found) > limit)  # type: ignore[arg-type]
+
+
+@query("GET events", returns=LogPage, hot=True)
+async def read_all(
+    call: Call,
+    *,
+    from_position: Position = 1,
+    category: Text | None = None,
+    prefix: Prefix = "",
+    event_type: EventType | None = None,
+    system: bool = False,
+    limit: Annotated[int, Field(ge=1, le=1000)] = 50,
+    wait_seconds: Wait = 0.0,
+) -> LogPage:
+    """The whole namespace in position order, starting at `from_position`.
+
+    Positions are dense and in commit order: whoever goes on at `next_position` misses nothing. `wait_seconds`
+    (at most 300) holds the request until something is there. System streams (`$…`) are left out unless
+    `system` is true or `prefix` begins with `$`.
+
+    Errors: `position_pruned` (410), `position_ahead` (409).
+    """
+    choice = Choice(category, prefix, (event_type,) if event_type else (), system)
+    position = max(from_position, 1)
+    await check_position(call, position)
+    deadline = asyncio.get_running_loop().time() + wait_seconds
+    assert runtime.tail
+    with runtime.tail.listening(call.namespace.number) as grown:
+        while True:
+            grown.clear()
+            page = await log_page(call.namespace.number, position, choice, limit)
+            left = deadline - asyncio.get_running_loop().time()
+            if page.events or left <= 0:
+                return page
+            position = page.next_position
+            try:
+                await asyncio.wait_for(grown.wait(), left)
+            except TimeoutError:
+                return page
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which events of a log are wanted."""
+
+    category: str | None = None
+    prefix: str = ""
+    event_types: tuple[str, ...] = ()
+    system: bool = False
+
+    def takes(self, entry: Entry) -> bool:
+        stream = entry.stream
+        return (
+            (self.system or self.prefix.startswith("$") or not stream.startswith("$"))
+            and stream.startswith(self.prefix)
+            and (self.category is None or stream.partition("-")[0] == self.category)
+            and (not self.event_types or entry.type in self.event_types)
+        )
+
+    def conditions(self) -> tuple[str, list[Any]]:
+        found, values = ["true"], []
+        if not self.system and not self.prefix.startswith("$"):
+            found.append("not starts_with(stream, '$')")
+        if self.prefix:
+            found.append("starts_with(stream, %s)")
+            values.append(self.prefix)
+        if self.category is not None:
+            found.append("split_part(stream, '-', 1) = %s")
+            values.append(self.category)
+        if self.event_types:
+            found.append("type = any(%s)")
+            values.append(list(self.event_types))
+        return " and ".join(found), values
+
+
+async def check_position(call: Call, position: int) -> tuple[int, int]:
+    """The floor and head of a log, if the position is readable in it.
+
+    Raises: PositionPruned, PositionAhead.
+    """
+    assert runtime.tail
+    number = call.namespace.number
+    floor = (await rows("select floor from core_namespace where number = %s", [number]))[0][0]
+    head = await runtime.tail.head(number)
+    if 1 < position <= floor or (position == 1 and floor):
+        raise PositionPruned(f"The log begins at {floor + 1}.", floor=floor, position=position)
+    if position > head + 1:
+        raise PositionAhead(f"The log ends at {head}.", head=head, position=position)
+    return floor, head
+
+
+async def log_page(number: int, position: int, choice: Choice, limit: int) -> LogPage:
+    """A page of what is chosen. The head is read first, so that what is committed meanwhile is not skipped."""
+    assert runtime.tail
+    head = await runtime.tail.head(number)
+    where, values = choice.conditions()
+    found = await rows(
+        f"{log.SELECT} where id >= %s and id <= %s and {where} order by id limit %s",
+        [log_id(number, position), log_id(number, head), *values, limit + 1],
+    )
+    entries = [log.entry(number, row) for row in found]
+    has_more = len(entries) > limit
+    next_position = entries[limit].position if has_more else head + 1
+    return LogPage([entry.public() for entry in entries[:limit]], next_position, head, has_more)  # type: ignore[misc]
+
+
+@query("GET events/follow")
+async def follow(
+    call: Call,
+    *,
+    from_position: Position | None = None,
+    streams: Annotated[list[ReadName], Field(max_length=100)] = [],  # noqa: B006
+    category: Text | None = None,
+    prefix: Prefix = "",
+    event_types: Annotated[list[EventType], Field(max_length=100)] = [],  # noqa: B006
+    system: bool = False,
+    heartbeat_seconds: Annotated[float, Field(ge=1, le=60)] = 15.0,
+) -> AsyncIterator[dict[str, Any]]:
+    """Follow the log live: first what is there from `from_position` (absent: only what comes), then each new
+    event in order. A heartbeat carries the position reached, also where nothing matched.
+
+    Errors: `position_pruned` (410), `position_ahead` (409).
+    """
+    assert runtime.tail
+    number, tail = call.namespace.number, runtime.tail
+    choice = Choice(category, prefix, tuple(event_types), system or any(s.startswith("$") for s in streams))
+    wanted = frozenset(streams)
+    _, head = await check_position(call, from_position or 1 if from_position is not None else 1)
+    position = head if from_position is None else max(from_position, 1) - 1
+    yield {"heartbeat": {"position": position}}
+    with tail.listening(number) as grown:
+        while True:
+            grown.clear()
+            while entries := await tail.after(number, position):
+                for entry in entries:
+                    position = entry.position
+                    if choice.takes(entry) and (not wanted or entry.stream in wanted):
+                        yield {"event": entry.public()}
+            try:
+                await asyncio.wait_for(grown.wait(), heartbeat_seconds)
+            except TimeoutError:
+                yield {"heartbeat": {"position": position}}
+
+
+@query("GET events/{stream_id}/info", name="streams.get", returns=StreamInfo, hot=True)
+async def stream_info(call: Call, *, stream_id: ReadName) -> StreamInfo:
+    """The version of a stream, when it was made and when it last changed. An unknown stream has version 0."""
+    found = await rows(
+        "select max(version), min(recorded_at), max(recorded_at) from core_event "
+        "where namespace_id = %s and stream = %s",
+        [call.namespace.number, stream_id],
+    )
+    version, created_at, changed_at = found[0]
+    return StreamInfo(stream_id, version or 0, created_at, changed_at)

@@ -1,0 +1,15 @@
+"""The HTTP application: health, then the fast lane, then Django (as WSGI, in a pool of threads)."""
+
+import os
+
+from a2wsgi import WSGIMiddleware
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syros_project.settings")
+
+from syros_project.wsgi import application as django  # noqa: E402  (settings come first)
+
+from api.lane import Lane  # noqa: E402
+
+THREADS = 8
+
+application = Lane(WSGIMiddleware(django, workers=THREADS))  # type: ignore[arg-type]

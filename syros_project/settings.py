@@ -1,0 +1,181 @@
+"""Every setting of Syros in one place: environment first, then config.toml, then the default.
+
+A secret may also come from a file: `JWT_SECRET_FILE=/run/secrets/jwt`.
+"""
+
+import hashlib
+import hmac
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from psycopg.conninfo import conninfo_to_dict
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+CONFIG_FILE = Path(os.environ.get("CONFIG_FILE", BASE_DIR / "config.toml"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        return tomllib.load(file)
+
+
+config = read_config(CONFIG_FILE)
+
+
+def env(name: str, default: str = "", toml: str = "") -> str:
+    """The environment's value, the file's it names with `_FILE`, config.toml's at the dotted path, or the default."""
+    if name in os.environ:
+        return os.environ[name]
+    if file := os.environ.get(f"{name}_FILE"):
+        return Path(file).read_text().strip()
+    found: Any = config
+    for part in toml.split(".") if toml else []:
+        found = found.get(part, {}) if isinstance(found, dict) else {}
+    return str(found) if toml and found not in ({}, None) else default
+
+
+def envint(name: str, default: int, toml: str = "") -> int:
+    return int(env(name, str(default), toml))
+
+
+def envbool(name: str, default: bool = False) -> bool:
+    return env(name, "1" if default else "0").lower() in {"1", "true", "yes", "on"}
+
+
+VERSION = "0.1.0"
+DEV = envbool("SYROS_DEV")
+VAR = Path(env("SYROS_VAR", str(BASE_DIR / "var")))
+SERVER_HOST = env("SERVER_HOST", "0.0.0.0", "server.host")
+REST_PORT = envint("REST_PORT", 8080, "server.port")
+GRPC_PORT = envint("GRPC_PORT", 9090, "server.grpc_port")
+WS_PORT = envint("WS_PORT", 8081, "server.websocket_port")
+LOG_LEVEL = env("LOG_LEVEL", "info", "logging.level")
+LOG_FORMAT = env("LOG_FORMAT", "json", "logging.format")
+DATABASE_URL = env("DATABASE_URL", "", "storage.database.url")
+REDIS_URL = env("REDIS_URL", "", "storage.redis.url")
+JWT_SECRET = env("JWT_SECRET", "", "security.jwt_secret")
+# Secrets that stand in somebody's README, so that they are none.
+KNOWN_SECRETS = {"secret", "changeme", "change-me", "your-secret-key", "your-super-secret-jwt-key"}
+QUEUE_LIMIT = envint("SYROS_QUEUE_LIMIT", 10_000)
+IDEMPOTENCY_HOURS = envint("SYROS_IDEMPOTENCY_HOURS", 72)
+
+
+def derived(purpose: str) -> str:
+    """A secret of its own for each purpose, all from JWT_SECRET: one secret to keep and to rotate."""
+    return hmac.new(JWT_SECRET.encode(), purpose.encode(), hashlib.sha256).hexdigest()
+
+
+SECRET_KEY = derived("django")
+API_KEY_PEPPER = derived("api-keys")
+DEBUG = False
+ALLOWED_HOSTS = env("SYROS_ALLOWED_HOSTS", "*").split(",")
+CSRF_TRUSTED_ORIGINS = [origin for origin in env("SYROS_TRUSTED_ORIGINS").split(",") if origin]
+
+INSTALLED_APPS = [
+    "unfold",
+    "core",
+    "rbac",
+    "locks",
+    "events",
+    "api",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "rest_framework_simplejwt.token_blacklist",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "syros_project.urls"
+WSGI_APPLICATION = "syros_project.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+
+def database(url: str) -> dict[str, Any]:
+    """Django's form of a PostgreSQL URL, with all of Syros in a schema of its own."""
+    parts = conninfo_to_dict(url)
+    known = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+    options = {key: value for key, value in parts.items() if key not in known.values()}
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        **{name: str(parts.get(key) or "") for name, key in known.items()},
+        "OPTIONS": {
+            **options,
+            "options": f"-c search_path=syros,public {options.get('options', '')}".strip(),
+            "pool": {"min_size": 1, "max_size": 6, "timeout": 5},
+        },
+    }
+
+
+DATABASES = {"default": database(DATABASE_URL or "postgresql://localhost/syros")}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.ScryptPasswordHasher"]
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+STATIC_URL = "/static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+WHITENOISE_USE_FINDERS = True
+LOGGING_CONFIG = None  # structlog, set up by core.serving
+
+REST_FRAMEWORK = {
+    "DEFAULT_SCHEMA_CLASS": "api.openapi.OperationSchema",
+    "EXCEPTION_HANDLER": "api.rest.problem_response",
+    "UNAUTHENTICATED_USER": None,
+}
+SIMPLE_JWT = {
+    "SIGNING_KEY": derived("jwt"),
+    "ALGORITHM": "HS256",
+    "ISSUER": "syros",
+    "AUDIENCE": "syros-api",
+    "UPDATE_LAST_LOGIN": True,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Syros",
+    "DESCRIPTION": "Locks, leases and events on PostgreSQL: one log under everything.",
+    "VERSION": VERSION,
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": [],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "APPEND_COMPONENTS": {
+        "securitySchemes": {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+    },
+    "SECURITY": [{"bearer": []}, {"apiKey": []}],
+}
+UNFOLD = {"SITE_TITLE": "Syros", "SITE_HEADER": "Syros", "SITE_SYMBOL": "hub"}
