@@ -29,7 +29,8 @@ from core.errors import IdempotencyKeyReused, Internal, OutcomeUnknown, SyrosErr
 from core.log import Entry
 from core.models import Aggregate, Answer, Event, Stream
 from core.operations import Operation, Waiting, guard
-from core.records import Table, array_literal, columns_of, table
+from core.pipeline import Pipeline
+from core.records import Table, array, columns_of, table
 
 logger = logging.getLogger("syros.engine")
 
@@ -251,8 +252,8 @@ class Transaction:
 class Batch:
     """The commands of one transaction and everything they see and change."""
 
-    def __init__(self, jobs: list[Job], connection: psycopg.Connection[Any], process_id: str) -> None:
-        self.jobs, self.connection, self.process_id = jobs, connection, process_id
+    def __init__(self, jobs: list[Job], pipeline: Pipeline, process_id: str) -> None:
+        self.jobs, self.pipeline, self.process_id = jobs, pipeline, process_id
         self.records: dict[Key, Record] = {}
         self.queues: dict[Key, Members] = {}
         self.joined: dict[Key, dict[str, None]] = {}
@@ -292,12 +293,12 @@ class Batch:
 
         Never now(), never the clock of the loading statement: both are stale after a wait for a row.
         """
-        self.connection.execute("begin")
+        self.pipeline.execute("begin")
         needs = [need for job in self.jobs for need in touches(job)]
-        cursors = self._send_loads(needs)
-        clock = self.connection.execute("select clock_timestamp(), epoch from core_cluster", binary=True)
-        self._take_loads(cursors)
-        self.now, self.epoch = clock.fetchone()  # type: ignore[misc]
+        takes = self._send_loads(needs)
+        clock = self.pipeline.execute("select clock_timestamp(), epoch from core_cluster")
+        self._take_loads(takes)
+        self.now, self.epoch = clock.rows()[0]
 
     def load(self, needs: Iterable[Any]) -> None:
         self._take_loads(self._send_loads(needs))
@@ -319,12 +320,12 @@ class Batch:
         return sent + [self._send_named(number, ids) for number, ids in named.items()]
 
     def _send_kind(self, kind: Table, ids: set[str]) -> Any:
-        cursor = self.connection.execute(kind.load, [array_literal(list(ids), len(ids))], binary=True)
+        loaded = self.pipeline.execute(kind.load, [array(list(ids))])
 
         def take() -> None:
             for address in ids:
                 self.records.setdefault((kind.model, address), Record(kind, None))
-            for row in cursor:
+            for row in loaded.rows():
                 instance: Any = kind.instance(row)
                 self.records[kind.model, instance.id] = Record(kind, instance)
 
@@ -332,14 +333,12 @@ class Batch:
 
     def _send_head(self, head: Head) -> Any:
         kind = table(head.model)
-        cursor = self.connection.execute(
-            f"select {kind.select_list} from {kind.name} where id > %s and id < %s order by id limit {HEAD}",
-            [head.after or head.owner + "#", head.owner + "$"],
-            binary=True,
+        loaded = self.pipeline.execute(
+            kind.head, [head.after or head.owner + "#", head.owner + "$", HEAD]
         )
 
         def take() -> None:
-            rows = cursor.fetchall()
+            rows = loaded.rows()
             queue = self.queues.setdefault((head.model, head.owner), Members())
             queue.complete = len(rows) < HEAD
             for row in rows:
@@ -352,14 +351,12 @@ class Batch:
     def _send_named(self, number: int, ids: set[str]) -> Any:
         places = {place: event_id for event_id in ids if (place := log.place_of(event_id)) is not None}
         chosen = [event_id for event_id in ids if event_id not in places.values()]
-        cursor = self.connection.execute(
-            log.NAMED, [number, chosen, number, list(places)], binary=True
-        )
+        loaded = self.pipeline.execute(log.NAMED, [number, array(chosen), array(list(places))])
 
         def take() -> None:
             for event_id in ids:
                 self.events[Named(number, event_id)] = None
-            for row in cursor:
+            for row in loaded.rows():
                 found = log.entry(number, row)
                 self.events[Named(number, found.event_id or places[row[0]])] = found
 
@@ -434,18 +431,18 @@ class Batch:
             if added:
                 # Sorted, so that two processes that make the same rows wait in one direction only. A plain
                 # insert: who comes second breaks on the key, and the batch runs again and sees the row.
-                self.connection.execute(kind.insert, columns_of(sorted(added)))
+                self.pipeline.execute(kind.insert, columns_of(sorted(added)))
             if changed:
-                self.connection.execute(kind.update, columns_of(changed))
+                self.pipeline.execute(kind.update, columns_of(changed))
             if gone:
-                self.connection.execute(kind.delete, [array_literal(gone, len(gone))])
+                self.pipeline.execute(kind.delete, [array(gone)])
 
     def take_log(self) -> None:
         """Take the logs' heads, as late as possible, and give every event its position."""
         numbers = sorted({entry.namespace for entry in self.entries})
         for number in numbers:
-            self.connection.execute(log.TAKE_HEAD, [number])
-        rows = self.connection.execute(log.READ_HEAD, [numbers], binary=True).fetchall()
+            self.pipeline.execute(log.TAKE_HEAD, [number])
+        rows = self.pipeline.execute(log.READ_HEAD, [array(numbers)]).rows()
         heads = {number: head for number, head, _ in rows}
         recorded_at = rows[-1][2]
         for entry in self.entries:
@@ -454,7 +451,7 @@ class Batch:
 
     def write_log(self) -> None:
         rows = [entry.row() for entry in self.entries]
-        self.connection.execute(log.INSERT, [self.entries[0].recorded_at, *columns_of(rows)])
+        self.pipeline.execute(log.INSERT, [str(self.entries[0].recorded_at), *columns_of(rows)])
 
     def finish(self) -> None:
         """Answers that hold positions are functions: call them now. Then fill in the kept ones."""
@@ -546,6 +543,7 @@ class Engine:
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._deliver, self._expecting, self._limit = deliver, expecting, limit
         self._connection: psycopg.Connection[Any] | None = None
+        self._pipeline: Pipeline | None = None
         self._thread: threading.Thread | None = None
         self._stopping = self._committing = False
         self._beaten = 0.0
@@ -627,13 +625,15 @@ class Engine:
         """Say that this process lives; an idle engine notices here that its connection broke."""
         self._beaten = time.monotonic()
         try:
-            connection = self._connect()
-            row = connection.execute("select clock_timestamp()").fetchone()
-            if self._seen and row and (row[0] - self._seen).total_seconds() > OUTAGE:
-                self._resume(connection)
-            else:
-                connection.execute(BEAT, self._identity())
-                self._seen = row[0] if row else self._seen
+            pipeline = self._connect()
+            now = pipeline.execute("select clock_timestamp()").rows()[0][0]
+            if self._seen and (now - self._seen).total_seconds() > OUTAGE:
+                self._disconnect()  # connecting again looks how long the absence was
+                self._connect()
+                return
+            pipeline.execute(BEAT, self._identity())
+            pipeline.sync()
+            self._seen = now
         except Unavailable:
             pass
         except psycopg.Error as error:
@@ -685,13 +685,12 @@ class Engine:
     def _commit(self, jobs: list[Job]) -> list[Entry]:
         """One transaction. A lost race (two processes made the same row, a deadlock) runs it again."""
         for attempt in range(1, RERUNS + 1):
-            connection = self._connect()
+            pipeline = self._connect()
             self._committing = False
             try:
-                with connection.pipeline():
-                    return self._transact(Batch(jobs, connection, self.process_id), connection)
+                return self._transact(Batch(jobs, pipeline, self.process_id))
             except RACES as error:
-                self._rollback(connection)
+                self._rollback(pipeline)
                 if attempt == RERUNS or (isinstance(error, pg.LockNotAvailable) and attempt == 2):
                     raise
             except psycopg.OperationalError as error:
@@ -701,16 +700,16 @@ class Engine:
                 logger.warning("the database is away: %s", first_line(error))
                 raise (OutcomeUnknown if self._committing and not told else Unavailable) from error
             except BaseException:
-                self._rollback(connection)
+                self._rollback(pipeline)
                 raise
         raise Unavailable
 
-    def _transact(self, batch: Batch, connection: psycopg.Connection[Any]) -> list[Entry]:
+    def _transact(self, batch: Batch) -> list[Entry]:
         batch.begin()
         if self._seen and (batch.now - self._seen).total_seconds() > OUTAGE:
-            connection.execute("rollback")
-            self._resume(connection)
-            batch.begin()
+            self._rollback(batch.pipeline)
+            self._disconnect()  # connecting again looks how long the absence was
+            raise Unavailable
         self._seen = batch.now
         batch.decide()
         self._expecting(batch.jobs)
@@ -722,39 +721,42 @@ class Engine:
             batch.write_log()
         batch.store(late=True)
         self._committing = True
-        connection.execute("commit")
+        batch.pipeline.execute("commit")
+        batch.pipeline.sync()
         return batch.entries
 
     # -- the connection ------------------------------------------------------------------------------
 
-    def _connect(self) -> psycopg.Connection[Any]:
+    def _connect(self) -> Pipeline:
         """The connection, made anew if it is gone.
 
         Raises: Unavailable, at once: callers decide whether to try again.
         """
-        if self._connection is not None and not self._connection.closed:
-            return self._connection
+        if self._pipeline is not None:
+            return self._pipeline
         try:
-            connection = psycopg.connect(conninfo(), autocommit=True, prepare_threshold=0)
+            self._connection = psycopg.connect(conninfo(), autocommit=True)
             for setting in SESSION:
-                connection.execute(setting)
-            self._resume(connection)
+                self._connection.execute(setting)
+            self._resume(self._connection)
+            self._pipeline = Pipeline(self._connection)
         except psycopg.Error as error:
-            self.connected = False
+            self._disconnect()
             raise Unavailable from error
-        self._connection, self.connected = connection, True
-        return connection
+        self.connected = True
+        return self._pipeline
 
     def _disconnect(self) -> None:
         self.connected = False
         if self._connection is not None:
             with contextlib.suppress(psycopg.Error):
                 self._connection.close()
-        self._connection = None
+        self._connection = self._pipeline = None
 
-    def _rollback(self, connection: psycopg.Connection[Any]) -> None:
+    def _rollback(self, pipeline: Pipeline) -> None:
         try:
-            connection.execute("rollback")
+            pipeline.execute("rollback")
+            pipeline.sync()
         except psycopg.Error:
             self._disconnect()
 
@@ -771,16 +773,17 @@ class Engine:
                 logger.warning("nobody served for %.1f s; leases are extended by it", away)
                 for extend in outages:
                     connection.execute(extend, {"away": away, "since": beaten})
-            connection.execute(BEAT, self._identity())
+            connection.pgconn.exec_params(BEAT.encode(), [str(v).encode() for v in self._identity()])
             self._seen = now
 
     def _farewell(self) -> None:
         """End this process's lease at once, so that nobody waits for it to run out."""
         with contextlib.suppress(psycopg.Error, SyrosError):
-            self._connect().execute(
-                "update core_process set expires_at = clock_timestamp() where id = %s",
-                [self.process_id],
+            pipeline = self._connect()
+            pipeline.execute(
+                "update core_process set expires_at = clock_timestamp() where id = $1", [self.process_id]
             )
+            pipeline.sync()
         self._disconnect()
 
 
@@ -791,7 +794,7 @@ def first_line(error: Exception) -> str:
 RACES = (pg.SerializationFailure, pg.DeadlockDetected, pg.LockNotAvailable, pg.UniqueViolation)
 LOST = (pg.AdminShutdown, pg.CrashShutdown, pg.CannotConnectNow)
 BEAT = """insert into core_process (id, host, pid, started_at, beat_at, expires_at)
-select %s, %s, %s, t.now, t.now, t.now + %s * interval '1 second' from (select clock_timestamp() as now) t
+select $1, $2, $3::int, t.now, t.now, t.now + $4::float8 * interval '1 second' from (select clock_timestamp() as now) t
 on conflict (id) do update set beat_at = excluded.beat_at, expires_at = excluded.expires_at"""
 outages: list[str] = [
     # Statements that extend a table's leases by %(away)s seconds, if they were live %(since)s.

@@ -14,19 +14,19 @@ COLUMNS = (
 )
 SELECT = f"select {COLUMNS} from core_event"
 AFTER = f"{SELECT} where id > %s and id <= %s order by id limit %s"
-NAMED = f"""{SELECT} where namespace_id = %s and event_id = any(%s::uuid[])
-union all {SELECT} where namespace_id = %s and event_id is null and id = any(%s::bigint[])"""
+NAMED = f"""{SELECT} where namespace_id = $1 and event_id = any($2::uuid[])
+union all {SELECT} where namespace_id = $1 and event_id is null and id = any($3::bigint[])"""
 INSERT = """insert into core_event (id, namespace_id, stream, version, type, event_id, data, metadata, actor,
     correlation_id, causation_id, recorded_at)
-select *, %s::timestamptz from unnest(%s::bigint[], %s::int[], %s::text[], %s::bigint[], %s::text[], %s::uuid[],
-    %s::json[], %s::json[], %s::text[], %s::text[], %s::text[])"""
+select *, $1::timestamptz from unnest($2::bigint[], $3::int[], $4::text[], $5::bigint[], $6::text[], $7::uuid[],
+    $8::json[], $9::json[], $10::text[], $11::text[], $12::text[])"""
 # The lock orders commits; the head is read in a statement of its own, whose snapshot sees them all.
 # max() over the primary key, not a counter row: that gets ten times slower while any old snapshot is open.
-TAKE_HEAD = "select pg_advisory_xact_lock(7305, %s)"
+TAKE_HEAD = "select pg_advisory_xact_lock(7305, $1)"
 READ_HEAD = """select n.number, greatest(n.floor, (
     select coalesce(max(e.id), 0) & ((1::bigint << 40) - 1) from core_event e
     where e.id > n.number::bigint << 40 and e.id < (n.number::bigint + 1) << 40)), clock_timestamp()
-from core_namespace n where n.number = any(%s::int[])"""
+from core_namespace n where n.number = any($1::int[])"""
 
 _PLACE = "00000000-0000-8000-"  # a version 8 UUID (RFC 9562) that says where the event stands
 
