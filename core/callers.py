@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import ip_address
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -121,12 +122,14 @@ def developer(peer: str, host: str, origin: str | None) -> Caller:
     return DEVELOPER
 
 
+@lru_cache(maxsize=1024)
 def hostname(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower()
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(address: str) -> bool:
     try:
         found = ip_address(address.partition("%")[0])
