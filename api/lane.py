@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
 from typing import Any
 
-from api import requests
+from api import health, requests
 from api.requests import NAMES, PREFIX, Headers
 from api.routing import match
 from core.callers import Call
@@ -44,7 +44,11 @@ class Lane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         if scope["type"] != "http" or not path.startswith(PREFIX):
-            await self._django(scope, receive, send)
+            if path in health.PATHS and scope["method"] in {"GET", "HEAD"}:
+                status, body = await health.look(path)
+                await write(send, status, _JSON, encode(body), [(b"cache-control", b"no-store")])
+            else:
+                await self._django(scope, receive, send)
             return
         headers = read_headers(scope)
         found = match(scope["method"], path[len(PREFIX) :].rstrip("/"))

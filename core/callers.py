@@ -106,6 +106,7 @@ async def identify(credential: str | None, *, peer: str, host: str, origin: str 
     raise Unauthenticated
 
 
+ANONYMOUS = Caller("anonymous")
 SYSTEM = Caller("system", is_admin=True)
 DEVELOPER = Caller("developer", is_admin=True)
 

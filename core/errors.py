@@ -33,6 +33,10 @@ class SyrosError(Exception):
         self.aftermath: Callable[[Any], None] | None = None
         super().__init__(self.detail)
 
+    @classmethod
+    def doc(cls) -> str:
+        return " ".join((cls.__doc__ or "").split())
+
     def problem(self, request_id: str = "") -> dict[str, Any]:
         """The error as an RFC 9457 problem object."""
         return {
@@ -80,6 +84,12 @@ class MethodNotAllowed(SyrosError):
     """This address does not answer that method."""
 
     status = 405
+
+
+class NotAcceptable(SyrosError):
+    """This address has no such representation."""
+
+    status = 406
 
 
 class Conflict(SyrosError):

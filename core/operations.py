@@ -91,6 +91,7 @@ class Operation:
         waits: "Waits | None" = None,
         touches: Touches | None = None,
         admin: bool = False,
+        anonymous: bool = False,
         fenced: bool = True,
         secret: Sequence[str] = (),
         max_bytes: int = 1 << 20,
@@ -100,7 +101,7 @@ class Operation:
         self.function, self.kind, self.returns, self.status = function, kind, returns, status
         self.route = Route.parse(route) if route else None
         self.aliases = [Route.parse(alias) for alias in aliases]
-        self.hot, self.waits, self.admin = hot, waits, admin
+        self.hot, self.waits, self.admin, self.anonymous = hot, waits, admin, anonymous
         self.touches, self.secret, self.max_bytes = touches, tuple(secret), max_bytes
         self.streams = inspect.isasyncgenfunction(function)
         self.is_async = inspect.iscoroutinefunction(function)
@@ -188,7 +189,8 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
 
     Parameters: the route (none: internal, callable from Python only); `returns`, the type of the answer;
     `touches`, which aggregates to load with the batch; `hot`, also served by the fast lane; `waits`, how
-    it waits when it answers `Waiting`; `admin`, for administrators only; `secret`, fields of the answer that are not kept
+    it waits when it answers `Waiting`; `admin`, for administrators only; `anonymous`, for
+    everybody; `secret`, fields of the answer that are not kept
     for replays; `aliases`, further routes; `fenced=False`, takes no `fence`.
     """
     return _declare("command", route, options)

@@ -3,9 +3,12 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
+import subprocess
 import sys
+import threading
 from typing import Any
 
 import uvicorn
@@ -114,3 +117,34 @@ def tune() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def supervise(listener: socket.socket, count: int, environment: dict[str, str]) -> None:
+    """Run `count` serving processes on one listening socket; one that dies is replaced.
+
+    Ends on SIGTERM or SIGINT, when the processes have ended.
+    """
+    listener.set_inheritable(True)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    workers = [start_worker(listener, environment) for _ in range(count)]
+    while not stopping.wait(0.5):
+        for index, worker in enumerate(workers):
+            if worker.poll() is not None:
+                logger.error("worker %d ended with %s; starting another", worker.pid, worker.returncode)
+                workers[index] = start_worker(listener, environment)
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.wait(DRAIN_SECONDS + 15)
+
+
+def start_worker(listener: socket.socket, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, sys.argv[0], "serve", "web", "--fd", str(listener.fileno())]
+    return subprocess.Popen(
+        command,
+        pass_fds=[listener.fileno()],
+        env={**os.environ, **environment},
+        start_new_session=True,  # Ctrl-C reaches the supervisor, which ends them in order
+    )

@@ -31,6 +31,7 @@ ALONE_SECONDS = 0.1
 PAGE = 1000
 RING = 4096  # recent entries kept in memory for followers, a namespace, while somebody follows
 CHANNEL = "syros_log"
+ACCESS = "$access"  # the stream of changes to credentials and rights
 HEADS = """select n.number, greatest(n.floor, coalesce((select max(e.id) from core_event e
     where e.id > n.number::bigint << 40 and e.id < (n.number::bigint + 1) << 40), 0) & ((1::bigint << 40) - 1))
 from core_namespace n where n.number = any(%s)"""
@@ -62,7 +63,6 @@ class Tail:
         self._outbox: dict[int, int] = {}
         self._outbox_filled = asyncio.Event()
         self._redis: Any = None
-        self.valkey_up = False
         self.polled_at = 0.0
 
     # -- life ----------------------------------------------------------------------------------------
@@ -106,6 +106,8 @@ class Tail:
         for number, batch in by_log.items():
             following = self.follow(number)
             self._outbox[number] = batch[-1].position
+            if any(entry.stream == ACCESS for entry in batch):
+                self.changed_access()
             # Another process may have written in between; then the log is read instead.
             if following.head in (batch[0].position - 1, -1) and not following.catching_up:
                 self._hand_on(following, batch)
@@ -203,14 +205,10 @@ class Tail:
     async def _hear_valkey(self) -> None:
         async with self._redis.pubsub() as channel:
             await channel.subscribe(CHANNEL)
-            self.valkey_up = True
-            try:
-                while True:
-                    message = await channel.get_message(ignore_subscribe_messages=True, timeout=0.9)
-                    if message:
-                        self._heard(message["data"].decode())
-            finally:
-                self.valkey_up = False
+            while True:
+                message = await channel.get_message(ignore_subscribe_messages=True, timeout=0.9)
+                if message:
+                    self._heard(message["data"].decode())
 
     async def _hear_postgres(self) -> None:
         """NOTIFY comes only from processes that cannot reach Valkey."""
@@ -236,6 +234,17 @@ class Tail:
             heard_by = await self.tell(",".join(f"{number}:{position}" for number, position in news.items()))
             # Alone, there is nobody to hurry for: telling each batch would take 6 % of the process.
             await asyncio.sleep(ALONE_SECONDS if heard_by <= 1 else 0.001)
+
+    async def ping(self) -> dict[str, Any]:
+        """Whether Valkey answers, and which it is.
+
+        Raises: OSError.
+        """
+        try:
+            about = await self._redis.info("server")
+        except redis.RedisError as error:
+            raise OSError(str(error)) from error
+        return {"server": about.get("valkey_version") or about.get("redis_version")}
 
     async def tell(self, message: str) -> int:
         """Send a message to every process; how many heard it, this one included."""

@@ -5,8 +5,11 @@ A secret may also come from a file: `JWT_SECRET_FILE=/run/secrets/jwt`.
 
 import hashlib
 import hmac
+import json
 import os
+import secrets
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,23 @@ def envbool(name: str, default: bool = False) -> bool:
     return env(name, "1" if default else "0").lower() in {"1", "true", "yes", "on"}
 
 
+def saved(name: str) -> str:
+    """What `manage.py serve` noted of the servers it embeds, so that other commands find them."""
+    path = VAR / "serving.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return str(found.get(name, ""))
+
+
+def kept_secret(path: Path) -> str:
+    """A secret made once and kept in a file that only its owner reads."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
+        os.write(file, secrets.token_hex(32).encode())
+        os.close(file)
+    return path.read_text().strip()
+
+
 VERSION = "0.1.0"
 DEV = envbool("SYROS_DEV")
 VAR = Path(env("SYROS_VAR", str(BASE_DIR / "var")))
@@ -55,11 +75,18 @@ GRPC_PORT = envint("GRPC_PORT", 9090, "server.grpc_port")
 WS_PORT = envint("WS_PORT", 8081, "server.websocket_port")
 LOG_LEVEL = env("LOG_LEVEL", "info", "logging.level")
 LOG_FORMAT = env("LOG_FORMAT", "json", "logging.format")
+# Empty: `manage.py serve` starts its own, under VAR.
 DATABASE_URL = env("DATABASE_URL", "", "storage.database.url")
 REDIS_URL = env("REDIS_URL", "", "storage.redis.url")
+EMBED_POSTGRES, EMBED_VALKEY = not DATABASE_URL, not REDIS_URL
+DATABASE_URL = DATABASE_URL or saved("DATABASE_URL")
+REDIS_URL = REDIS_URL or saved("REDIS_URL")
 JWT_SECRET = env("JWT_SECRET", "", "security.jwt_secret")
 # Secrets that stand in somebody's README, so that they are none.
 KNOWN_SECRETS = {"secret", "changeme", "change-me", "your-secret-key", "your-super-secret-jwt-key"}
+SECRET_IS_SAFE = len(JWT_SECRET) >= 32 and JWT_SECRET.lower() not in KNOWN_SECRETS
+if DEV and not JWT_SECRET:
+    JWT_SECRET = kept_secret(VAR / "secrets" / "jwt")
 QUEUE_LIMIT = envint("SYROS_QUEUE_LIMIT", 10_000)
 IDEMPOTENCY_HOURS = envint("SYROS_IDEMPOTENCY_HOURS", 72)
 
@@ -149,8 +176,7 @@ WHITENOISE_USE_FINDERS = True
 LOGGING_CONFIG = None  # structlog, set up by core.serving
 
 REST_FRAMEWORK = {
-    "DEFAULT_SCHEMA_CLASS": "api.openapi.OperationSchema",
-    "EXCEPTION_HANDLER": "api.rest.problem_response",
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "UNAUTHENTICATED_USER": None,
 }
 SIMPLE_JWT = {
@@ -158,6 +184,9 @@ SIMPLE_JWT = {
     "ALGORITHM": "HS256",
     "ISSUER": "syros",
     "AUDIENCE": "syros-api",
+    "USER_ID_CLAIM": "sub",
+    "ACCESS_TOKEN_LIFETIME": timedelta(minutes=15),
+    "REFRESH_TOKEN_LIFETIME": timedelta(days=1),
     "UPDATE_LAST_LOGIN": True,
 }
 SPECTACULAR_SETTINGS = {

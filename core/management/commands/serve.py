@@ -1,25 +1,178 @@
 """serve: the one entry. Everything on a laptop, or one role of a deployment."""
 
 import asyncio
+import json
+import os
+import secrets
+import socket
+import threading
+from pathlib import Path
 from typing import Any
 
 import uvloop
 from django.conf import settings
-from django.core.management.base import BaseCommand
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError
 
-from core import serving
+from core import logs, serving
 
 
 class Command(BaseCommand):
-    help = "Serve Syros."
+    help = (
+        "Serve Syros. Without a role: everything, with embedded PostgreSQL and Valkey where DATABASE_URL or "
+        "REDIS_URL is not set, migrations and a first administrator. `web`: only serve."
+    )
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: Any) -> None:
+        parser.add_argument("role", nargs="?", choices=["all", "web"], default="all")
+        parser.add_argument("--host", default=settings.SERVER_HOST)
         parser.add_argument("--port", type=int, default=settings.REST_PORT)
+        parser.add_argument("--workers", type=int, default=1, help="processes that serve")
+        parser.add_argument("--fd", type=int, help="an inherited listening socket (used by --workers)")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        logs.configure(settings.LOG_LEVEL, settings.LOG_FORMAT)
+        check_secret()
+        if options["role"] == "all":
+            with Servers() as servers:
+                prepare()
+                greet(self.stdout, options["port"])
+                self.listen(options, servers)
+        else:
+            check_urls()
+            self.listen(options, None)
+
+    def listen(self, options: dict[str, Any], servers: "Servers | None") -> None:
+        listener = (
+            socket.socket(fileno=options["fd"])
+            if options["fd"] is not None
+            else open_port(options["host"], options["port"])
+        )
+        if servers:
+            servers.watch()
+        if options["workers"] > 1:
+            serving.supervise(listener, options["workers"], environment())
+            return
         from syros_project.asgi import application
 
-        sockets = [serving.listen(settings.SERVER_HOST, options["port"])]
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serving.serve(application, sockets))
+            runner.run(serving.serve(application, [listener]))
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    try:
+        return serving.listen(host, port)
+    except OSError as error:
+        raise CommandError(f"Cannot listen on {host}:{port} (REST_PORT): {error.strerror}.") from error
+
+
+def check_secret() -> None:
+    """Refuse to serve behind a secret that others know."""
+    if not settings.DEV and not settings.SECRET_IS_SAFE:
+        raise CommandError(
+            "JWT_SECRET is missing, well known or shorter than 32 characters. Set it (or JWT_SECRET_FILE), "
+            "or SYROS_DEV=1 on a laptop."
+        )
+
+
+def check_urls() -> None:
+    for name in ("DATABASE_URL", "REDIS_URL"):
+        if not getattr(settings, name):
+            raise CommandError(f"{name} is not set; `serve` without a role brings its own servers.")
+
+
+class Servers:
+    """The embedded servers that are needed, started and watched."""
+
+    def __init__(self) -> None:
+        from core.embedded import Embedded
+
+        postgres, valkey = settings.EMBED_POSTGRES, settings.EMBED_VALKEY
+        self._embedded = Embedded(settings.VAR, postgres=postgres, valkey=valkey)
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "Servers":
+        from core.embedded import EmbeddedInUse
+        from syros_project.settings import database
+
+        try:
+            self._embedded.start()
+        except EmbeddedInUse as error:
+            raise CommandError(str(error)) from error
+        if self._embedded.postgres:
+            settings.DATABASE_URL = self._embedded.postgres.url
+            settings.DATABASES["default"].update(database(settings.DATABASE_URL))
+        if self._embedded.valkey:
+            settings.REDIS_URL = self._embedded.valkey.url
+        note = settings.VAR / "serving.json"
+        write_private(note, json.dumps(environment()))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._ended.set()
+        self._embedded.stop()
+
+    def watch(self) -> None:
+        """Once a second, bring back what has died."""
+        threading.Thread(target=self._watch, name="syros-embedded", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1.0):
+            self._embedded.watch()
+
+
+def environment() -> dict[str, str]:
+    return {"DATABASE_URL": settings.DATABASE_URL, "REDIS_URL": settings.REDIS_URL}
+
+
+def write_private(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+
+
+# -- the first time ----------------------------------------------------------------------------------
+
+
+def password_file() -> Path:
+    found: Path = settings.VAR / "secrets" / "admin-password"
+    return found
+
+
+def prepare() -> None:
+    """Migrate, and make the first administrator."""
+    from django.contrib.auth.models import User
+
+    call_command("migrate", verbosity=0, interactive=False)
+    if not User.objects.filter(is_superuser=True).exists():
+        password = secrets.token_urlsafe(12)
+        User.objects.create_superuser("admin", password=password)
+        write_private(password_file(), password)
+
+
+def known_password() -> str | None:
+    """The first administrator's password, as long as nobody has changed it."""
+    from django.contrib.auth.models import User
+
+    path = password_file()
+    user = User.objects.filter(username="admin", is_active=True).first()
+    password = path.read_text() if path.exists() else ""
+    return password if user and password and user.check_password(password) else None
+
+
+def greet(out: Any, port: int) -> None:
+    base = f"http://localhost:{port}"
+    password = known_password()
+    login = f"admin / {password}" if password else "as you have set it"
+    out.write(f"""
+Syros {settings.VERSION}
+  REST     {base}/api/v1      docs {base}/api/docs
+  Admin    {base}/admin       login: {login}
+  Health   {base}/health
+
+A first lock:
+  curl -X POST {base}/api/v1/locks -H "Content-Type: application/json" \\
+    -d '{{"key": "jobs/nightly", "owner": "me", "ttl_seconds": 30}}'
+""")
+    out.flush()

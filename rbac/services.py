@@ -1,0 +1,188 @@
+"""The access operations, and how a credential is told."""
+
+import hmac
+from datetime import timedelta
+from typing import Annotated, Any
+
+from django.conf import settings
+from django.contrib.auth import authenticate
+from django.contrib.auth.models import User
+from django.utils import timezone
+from pydantic import Field
+from rest_framework_simplejwt.exceptions import TokenError
+from rest_framework_simplejwt.tokens import AccessToken, RefreshToken
+
+from core.callers import Call, Caller, authenticator
+from core.database import rows
+from core.engine import Transaction
+from core.operations import command, query
+from core.tail import ACCESS
+from core.types import Cursor, Limit, Text, encode_cursor
+from rbac import keys
+from rbac.errors import ApiKeyNotFound, TokenInvalid, WrongCredentials
+from rbac.models import ApiKey
+from rbac.types import Key, KeyId, Keys, LoggedOut, NewKey, Password, Tokens, WhoAmI
+
+# -- credentials -------------------------------------------------------------------------------------
+
+
+@authenticator
+async def by_key(credential: str) -> Caller | None:
+    """The caller of an API key that is neither revoked nor expired."""
+    key_id = keys.id_of(credential)
+    if key_id is None:
+        return None
+    found = await rows(
+        "select id, digest from rbac_apikey where key_id = %s and revoked_at is null "
+        "and (expires_at is null or expires_at > clock_timestamp())",
+        [key_id],
+    )
+    if not found or not hmac.compare_digest(found[0][1], keys.digest(credential, settings.API_KEY_PEPPER)):
+        return None
+    return Caller(f"key:{key_id}", namespace=found[0][0].partition("/")[0])
+
+
+@authenticator
+async def by_token(credential: str) -> Caller | None:
+    """The user of an access token whose account is active."""
+    if credential.count(".") != 2:
+        return None
+    try:
+        user_id = AccessToken(credential)["sub"]  # type: ignore[arg-type]
+    except (TokenError, KeyError):
+        return None
+    found = await rows(
+        "select username, is_staff from auth_user where id = %s and is_active", [int(user_id)]
+    )
+    return Caller(f"user:{found[0][0]}", is_admin=found[0][1]) if found else None
+
+
+# -- tokens ------------------------------------------------------------------------------------------
+
+
+def pair(refresh: RefreshToken) -> Tokens:
+    access = str(refresh.access_token)
+    seconds = int(refresh.access_token.lifetime.total_seconds())
+    return Tokens(access, str(refresh), access, "Bearer", seconds)
+
+
+@query("POST auth/login", name="auth.login", returns=Tokens, anonymous=True)
+def login(call: Call, *, username: Text, password: Password) -> Tokens:
+    """Exchange a username and password for an access token (15 minutes) and a refresh token (a day).
+
+    Errors: `wrong_credentials` (401).
+    """
+    user = authenticate(username=username, password=password)
+    if not isinstance(user, User):
+        raise WrongCredentials
+    return pair(RefreshToken.for_user(user))  # type: ignore[arg-type]
+
+
+@query("POST auth/refresh", name="auth.refresh", returns=Tokens, anonymous=True)
+def refresh(call: Call, *, refresh: Annotated[str, Field(min_length=1, max_length=4096)]) -> Tokens:
+    """Exchange a refresh token for a new access token.
+
+    Errors: `token_invalid` (401).
+    """
+    token = read_refresh(refresh)
+    if not User.objects.filter(pk=int(token["sub"]), is_active=True).exists():
+        raise TokenInvalid
+    return pair(token)
+
+
+@query("POST auth/logout", name="auth.logout", returns=LoggedOut, anonymous=True)
+def logout(call: Call, *, refresh: Annotated[str, Field(min_length=1, max_length=4096)]) -> LoggedOut:
+    """End a session: its refresh token is good no more. Access tokens run out by themselves.
+
+    Errors: `token_invalid` (401).
+    """
+    read_refresh(refresh).blacklist()
+    return LoggedOut(True)
+
+
+def read_refresh(token: str) -> RefreshToken:
+    try:
+        return RefreshToken(token)  # type: ignore[arg-type]
+    except TokenError:
+        raise TokenInvalid from None
+
+
+@query("GET auth/whoami", name="auth.whoami", returns=WhoAmI, hot=True)
+async def whoami(call: Call) -> WhoAmI:
+    """Who you are to Syros, and the namespace you work in."""
+    return WhoAmI(call.caller.principal, call.namespace.name, call.caller.is_admin)
+
+
+# -- API keys ----------------------------------------------------------------------------------------
+
+
+@command(
+    "POST auth/api-keys",
+    name="api_keys.create",
+    returns=NewKey,
+    status=201,
+    admin=True,
+    secret=["key"],
+)
+def create(
+    tx: Transaction,
+    *,
+    name: Text,
+    expires_in_days: Annotated[float | None, Field(gt=0, le=3650)] = None,
+) -> dict[str, Any]:
+    """Make an API key for this namespace. The answer shows the key, once: only its HMAC is kept.
+
+    A replay by Idempotency-Key answers without the key.
+    """
+    key, key_id = keys.new_key()
+    expires_at = tx.now + timedelta(days=expires_in_days) if expires_in_days else None
+    tx.add(
+        ApiKey,
+        key_id,
+        key_id=key_id,
+        title=name,
+        digest=keys.digest(key, settings.API_KEY_PEPPER),
+        created_by=tx.call.caller.principal,
+        created_at=tx.now,
+        expires_at=expires_at,
+    )
+    tx.emit(tx.stream(ACCESS), "api_key.created", {"id": key_id, "name": name, "expires_at": expires_at})
+    return {"id": key_id, "key": key, "name": name, "created_at": tx.now, "expires_at": expires_at}
+
+
+@command(
+    "DELETE auth/api-keys/{key_id}",
+    name="api_keys.revoke",
+    returns=Key,
+    admin=True,
+    aliases=["POST auth/api-keys/{key_id}/revoke", "DELETE auth/api-keys/{key_id}/revoke"],
+    touches=lambda params: [(ApiKey, params["key_id"])],
+)
+def revoke(tx: Transaction, *, key_id: KeyId) -> Key:
+    """Revoke an API key. It is refused everywhere within 5 seconds; revoking it again changes nothing.
+
+    Errors: `api_key_not_found` (404).
+    """
+    key = tx.get(ApiKey, key_id)
+    if key is None:
+        raise ApiKeyNotFound
+    if key.revoked_at is None:
+        key.revoked_at = tx.now
+        tx.emit(tx.stream(ACCESS), "api_key.revoked", {"id": key_id, "name": key.title})
+    return as_key(key)
+
+
+@query("GET auth/api-keys", name="api_keys.find", returns=Keys, admin=True)
+def find(call: Call, *, limit: Limit = 50, cursor: Cursor | None = None) -> Keys:
+    """The API keys of this namespace, revoked ones included, without their secrets."""
+    mine = ApiKey.objects.filter(id__startswith=f"{call.namespace.name}/", id__gt=cursor or "")
+    found = list(mine.order_by("id")[: limit + 1])
+    more = found[limit - 1].id if len(found) > limit else None
+    return Keys([as_key(key) for key in found[:limit]], more and encode_cursor(more))
+
+
+def as_key(key: ApiKey) -> Key:
+    live = key.revoked_at is None and (key.expires_at is None or key.expires_at > timezone.now())
+    return Key(
+        key.key_id, key.title, key.created_by, key.created_at, key.expires_at, key.revoked_at, live
+    )
