@@ -1,6 +1,7 @@
 """The tables that every primitive shares: namespaces, the log, processes, kept answers."""
 
 from typing import Any, ClassVar
+from uuid import uuid4
 
 from django.db import models
 from django.db.models import Q
@@ -67,6 +68,8 @@ class Cluster(models.Model):
 
     id = models.SmallIntegerField(primary_key=True, default=1)
     epoch = models.BigIntegerField(default=1)
+    # Names the wake-up channel, so that two installations may share a Redis.
+    identity = models.UUIDField(default=uuid4)
 
     class Meta:
         constraints: ClassVar = [models.CheckConstraint(condition=Q(id=1), name="one_cluster")]

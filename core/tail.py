@@ -63,6 +63,7 @@ class Tail:
         self._outbox: dict[int, int] = {}
         self._outbox_filled = asyncio.Event()
         self._redis: Any = None
+        self._channel = ""
         self.polled_at = 0.0
 
     # -- life ----------------------------------------------------------------------------------------
@@ -203,8 +204,9 @@ class Tail:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _hear_valkey(self) -> None:
+        name = await self._channel_name()
         async with self._redis.pubsub() as channel:
-            await channel.subscribe(CHANNEL)
+            await channel.subscribe(name)
             while True:
                 message = await channel.get_message(ignore_subscribe_messages=True, timeout=0.9)
                 if message:
@@ -216,6 +218,12 @@ class Tail:
             await connection.execute(f"listen {CHANNEL}")
             async for notice in connection.notifies():
                 self._heard(notice.payload)
+
+    async def _channel_name(self) -> str:
+        if not self._channel:
+            ((identity,),) = await pool.rows("select identity from core_cluster")
+            self._channel = f"{CHANNEL}:{identity}"
+        return self._channel
 
     def _heard(self, message: str) -> None:
         if message == "access":
@@ -249,7 +257,7 @@ class Tail:
     async def tell(self, message: str) -> int:
         """Send a message to every process; how many heard it, this one included."""
         try:
-            return int(await self._redis.publish(CHANNEL, message))
+            return int(await self._redis.publish(await self._channel_name(), message))
         except (redis.RedisError, OSError):
             # In a statement of its own: inside the engine's transaction it would cost it most of its speed.
             await pool.rows("select pg_notify(%s, %s)", [CHANNEL, message])

@@ -1,0 +1,57 @@
+"""A pytest plugin that brings the servers: real PostgreSQL and Valkey, embedded, one of each a run, and a
+database of its own for each pytest-xdist worker. Loaded with `-p tests.servers` before Django reads its settings.
+
+With SYROS_TEST_DATABASE_URL and SYROS_TEST_REDIS_URL the suite runs against servers of one's own.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+
+
+def start() -> None:
+    """Start what the environment does not name; the workers of this run inherit it."""
+    postgres, valkey = (os.environ.get(f"SYROS_TEST_{kind}_URL") for kind in ("DATABASE", "REDIS"))
+    if postgres and valkey:
+        return
+    from core.embedded import Embedded
+
+    var = Path(tempfile.mkdtemp(prefix="syros-test-"))
+    embedded = Embedded(var, postgres=not postgres, valkey=not valkey)
+    embedded.start()
+    atexit.register(shutil.rmtree, var, ignore_errors=True)
+    atexit.register(embedded.stop)
+    if embedded.postgres:
+        os.environ["SYROS_TEST_DATABASE_URL"] = embedded.postgres.url
+    if embedded.valkey:
+        os.environ["SYROS_TEST_REDIS_URL"] = embedded.valkey.url
+
+
+def database(name: str) -> str:
+    """The URL of a fresh database on the test server."""
+    base = os.environ["SYROS_TEST_DATABASE_URL"]
+    with psycopg.connect(base, autocommit=True) as connection:
+        connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    parts = urlsplit(base)
+    return urlunsplit(parts._replace(path=f"/{name}"))
+
+
+start()
+os.environ.update(
+    DATABASE_URL=database(f"syros_test_{WORKER}"),
+    REDIS_URL=os.environ["SYROS_TEST_REDIS_URL"],
+    SYROS_DEV="1",
+    JWT_SECRET="a secret for tests only, 0123456789abcdef",
+    SYROS_VAR=tempfile.mkdtemp(prefix=f"syros-test-var-{WORKER}-"),
+    LOG_LEVEL="warning",
+)
+atexit.register(shutil.rmtree, os.environ["SYROS_VAR"], ignore_errors=True)
