@@ -6,7 +6,7 @@ other content types than JSON) it leaves to Django. It sees the client go away, 
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from time import perf_counter
 from typing import Any
 
@@ -84,6 +84,7 @@ async def respond(
         body = await read(receive, headers, operation.max_bytes)
         client = scope.get("client")
         call = await requests.call_of(headers, identity, client[0] if client else "")
+        call.size = len(body)
         query = requests.read_query(scope["query_string"].decode("latin-1"))
         params = requests.parameters(
             operation, scope["method"], names, query, requests.read_body(body, headers.content_type)
@@ -115,30 +116,33 @@ async def read(receive: Receive, headers: Headers, limit: int) -> bytes:
     """
     if headers.content_length.isdigit() and int(headers.content_length) > limit:
         raise TooLarge(f"The body is larger than {limit} bytes.", limit=limit)
-    body = b""
+    parts: list[bytes] = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
-        body = body + message["body"] if body else message.get("body", b"")
-        if len(body) > limit:
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
             raise TooLarge(f"The body is larger than {limit} bytes.", limit=limit)
         if not message.get("more_body"):
-            return body
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def while_connected(work: Any, params: dict[str, Any], receive: Receive) -> Outcome:
+async def while_connected(
+    work: Coroutine[Any, Any, Outcome], params: dict[str, Any], receive: Receive
+) -> Outcome:
     """Wait for an outcome as long as the client is there; when it goes, its place in every queue goes too."""
     if not params.get("wait_seconds"):
-        found: Outcome = await work
-        return found
+        return await work
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(disconnect(receive))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise Disconnected
-        return task.result()
+        return await task
     finally:
         gone.cancel()
         if not task.done():
@@ -163,7 +167,9 @@ async def refuse(send: Send, error: SyrosError, identity: str) -> None:
     await write(send, error.status, _PROBLEM, encode(error.problem(identity)), headers)
 
 
-async def write(send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+async def write(
+    send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
     head = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
@@ -203,5 +209,3 @@ async def send_item(item: dict[str, Any], send: Send) -> None:
     ((kind, value),) = item.items()
     text = b"event: %s\nid: %d\ndata: %s\n\n" % (kind.encode(), value["position"], encode(value))
     await send({"type": "http.response.body", "body": text, "more_body": True})
-
-

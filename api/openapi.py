@@ -43,7 +43,7 @@ def parameter(name: str, where: str, schema: dict[str, Any], required: bool) -> 
     return {"name": name, "in": where, "required": required, "schema": schema, **about}
 
 
-class OperationSchema(AutoSchema):  # type: ignore[no-untyped-call]
+class OperationSchema(AutoSchema):
     """What drf-spectacular asks for one path and method, answered by the operation that is there."""
 
     def get_operation(
@@ -69,9 +69,7 @@ class OperationSchema(AutoSchema):  # type: ignore[no-untyped-call]
         return found
 
     def _component(self, name: str, schema: dict[str, Any]) -> None:
-        component = ResolvedComponent(
-            name=name, type=ResolvedComponent.SCHEMA, schema=schema, object=name
-        )
+        component = ResolvedComponent(name=name, type=ResolvedComponent.SCHEMA, schema=schema, object=name)
         self.registry.register_on_missing(component)
 
     def _hoist(self, schema: dict[str, Any]) -> dict[str, Any]:

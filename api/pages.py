@@ -26,11 +26,11 @@ def known(kind: type[SyrosError]) -> set[type[SyrosError]]:
 class NoSuchRoute(OperationView):
     """Whatever is not there below /api/v1/, as a problem."""
 
-    schema = None
+    schema = None  # type: ignore[assignment]
 
     def initial(self, request: Any, *args: Any, **kwargs: Any) -> None:
-        from api.routing import methods
         from api.requests import PREFIX
+        from api.routing import methods
 
         answered = methods(request.path[len(PREFIX) :].rstrip("/"))
         if answered:

@@ -69,9 +69,7 @@ async def call_of(headers: Headers, identity: str, peer: str) -> Call:
 
     Raises: Unauthenticated, Forbidden, NotFound (of the namespace), Invalid.
     """
-    caller = await identify(
-        credential(headers), peer=peer, host=headers.host, origin=headers.origin or None
-    )
+    caller = await identify(credential(headers), peer=peer, host=headers.host, origin=headers.origin or None)
     return await call_by(caller, headers, identity)
 
 
@@ -87,7 +85,11 @@ async def call_by(caller: Caller, headers: Headers, identity: str) -> Call:
 
 def check_idempotency_key(key: str) -> str:
     if len(key) > 255 or not key.isprintable():
-        problem = {"pointer": "/Idempotency-Key", "code": "bad_key", "detail": "1 to 255 printable characters"}
+        problem = {
+            "pointer": "/Idempotency-Key",
+            "code": "bad_key",
+            "detail": "1 to 255 printable characters",
+        }
         raise Invalid([problem])
     return key
 
@@ -161,5 +163,3 @@ def as_lists(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(values[name], list):
             values[name] = [values[name]]
     return values
-
-

@@ -162,6 +162,7 @@ class OperationView(APIView):
         headers = headers_of(request)
         caller = ANONYMOUS if operation.anonymous else request.user
         call: Call = in_loop(requests.call_by(caller, headers, request._request.request_id))
+        call.size = len(request.data or b"")
         params = requests.parameters(
             operation,
             request.method or "",
@@ -232,5 +233,5 @@ def as_problem(error: Exception) -> errors.SyrosError | None:
 def view_for(operations: dict[str, Operation]) -> Any:
     """A view class for one path: DRF finds its methods by name."""
     handlers = {method.lower(): OperationView.handle for method in operations}
-    names = {"operations": operations, **handlers}
-    return type("OperationView", (OperationView,), names).as_view()
+    made: Any = type("OperationView", (OperationView,), {"operations": operations, **handlers})
+    return made.as_view()

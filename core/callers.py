@@ -1,7 +1,7 @@
 """Who calls, where, and whether they may."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 from time import monotonic
@@ -46,8 +46,7 @@ class Call:
     request_id: str = ""
     idempotency_key: str | None = None
     correlation_id: str | None = None
-    strict: bool = True
-    facts: dict[str, Any] = field(default_factory=dict)
+    size: int = 0  # bytes of the body
 
 
 def authorize(caller: Caller, operation: "Operation", params: Mapping[str, Any]) -> None:

@@ -46,7 +46,8 @@ class Pool:
             try:
                 async with self._pool.connection() as connection:
                     cursor = await connection.execute(query, params, binary=True)
-                    return await cursor.fetchall()
+                    found: list[Row] = await cursor.fetchall()
+                    return found
             except psycopg.OperationalError as error:
                 if isinstance(error, PoolTimeout) or attempt == 2:
                     raise Unavailable from error

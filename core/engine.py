@@ -1,8 +1,8 @@
 """Group commit: everything that changes state goes through here, many commands to a transaction.
 
 One writer thread, one connection. It takes what is queued, loads every aggregate the commands touch, decides
-in memory, stores with one statement a table, writes the log and commits once. While one batch commits, the
-next one collects; it never waits to fill one.
+in memory, stores with one statement a table, writes the log and commits once (core.batch). While one batch
+commits, the next one collects; it never waits to fill one.
 """
 
 import contextlib
@@ -12,25 +12,18 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
 
 import psycopg
-from orjson import Fragment
 from psycopg import errors as pg
 
-from core import log
-from core.callers import Call
+from core.batch import Batch, Job
 from core.database import conninfo
-from core.encoding import decode, encode
-from core.errors import IdempotencyKeyReused, Internal, OutcomeUnknown, SyrosError, Unavailable
+from core.errors import Internal, OutcomeUnknown, SyrosError, Unavailable
 from core.log import Entry
-from core.models import Aggregate, Answer, Event, Stream
-from core.operations import Operation, Waiting, guard
 from core.pipeline import Pipeline
-from core.records import Table, array, columns_of, table
 
 logger = logging.getLogger("syros.engine")
 
@@ -47,482 +40,6 @@ SESSION = (
 PROCESS_TTL = 3.0  # seconds; a process beats every second
 OUTAGE = 3.0  # seconds without any process's beat after which leases are extended
 RERUNS = 8  # of a batch that lost a race, before it is split
-HEAD = 8  # members of a queue that are loaded at a time
-
-Model = TypeVar("Model", bound=Aggregate)
-Key = tuple[type[Aggregate], str]
-
-
-@dataclass(slots=True)
-class Job:
-    """A command on its way: what to do, for whom, and, when it is done, what came of it."""
-
-    operation: Operation
-    params: dict[str, Any]
-    call: Call
-    future: Any = None  # of the serving loop; none for what nobody waits for
-    size: int = 0
-    answer_id: str | None = None  # where the answer is kept, for a call with an Idempotency-Key
-    fingerprint: str = ""
-    value: Any = None
-    error: SyrosError | None = None
-    replayed: bool = False
-    status: int = 200
-    twin: "Job | None" = None  # the job of the same batch and key, whose answer is this one's too
-    granted: Any = None  # the future of a caller that waits
-    told: bool = False
-    place: Any = None  # in the waiting room, see core.waiting
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The next members of a queue: rows whose id is `owner#number`, after `after`."""
-
-    model: type[Aggregate]
-    owner: str
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """The event of that id."""
-
-    namespace: int
-    event_id: str
-
-
-@dataclass(slots=True)
-class Members:
-    """What is known of a queue: ids in order, and whether there are more in the database."""
-
-    addresses: list[str] = field(default_factory=list)
-    complete: bool = False
-
-
-class Needs(Exception):
-    """The command must see more than was loaded; the engine loads that too and decides again."""
-
-    def __init__(self, need: Key | Head | Named) -> None:
-        self.need = need
-
-
-class Record:
-    """An aggregate in a batch and what it was when it was loaded (None: it was not there)."""
-
-    __slots__ = ("instance", "pristine", "table")
-
-    def __init__(self, kind: Table, instance: Any) -> None:
-        self.table, self.instance = kind, instance
-        self.pristine = dict(instance.__dict__) if instance is not None else None
-
-    def reset(self) -> None:
-        if self.pristine is None:
-            self.instance = None
-        else:
-            if self.instance is None:
-                self.instance = self.table.model.__new__(self.table.model)
-            self.instance.__dict__.clear()
-            self.instance.__dict__.update(self.pristine)
-
-
-class Transaction:
-    """What one command sees: aggregates, the time, the log. All of it is undone if the command fails."""
-
-    __slots__ = ("_batch", "_emitted", "_undo", "call", "epoch", "job", "now")
-
-    def __init__(self, batch: "Batch", job: Job) -> None:
-        self._batch, self.job, self.call = batch, job, job.call
-        self.now: datetime = batch.now
-        self.epoch: int = batch.epoch
-        self._emitted = len(batch.entries)
-        self._undo: dict[Key, tuple[Any, dict[str, Any] | None]] = {}
-
-    @property
-    def namespace(self) -> int:
-        return self.call.namespace.number
-
-    @property
-    def process_id(self) -> str:
-        """The process that this command runs in: its lease is that of the callers who wait here."""
-        return self._batch.process_id
-
-    def address(self, name: str) -> str:
-        return f"{self.call.namespace.name}/{name}"
-
-    def get(self, model: type[Model], name: str) -> Model | None:
-        """The aggregate of that name in this namespace, or None. Change it in place."""
-        return self.at(model, f"{self.call.namespace.name}/{name}")
-
-    def at(self, model: type[Model], address: str) -> Model | None:
-        key = (model, address)
-        record = self._batch.records.get(key)
-        if record is None:
-            raise Needs(key)
-        if key not in self._undo:
-            instance = record.instance
-            self._undo[key] = (instance, None if instance is None else dict(instance.__dict__))
-        found: Model | None = record.instance
-        return found
-
-    def add(self, model: type[Model], name: str, **values: Any) -> Model:
-        """A new aggregate, stored with the batch."""
-        return self.add_at(model, f"{self.call.namespace.name}/{name}", **values)
-
-    def add_at(self, model: type[Model], address: str, **values: Any) -> Model:
-        key = (model, address)
-        if key not in self._batch.records:  # a name that is new by construction, such as a ticket's
-            self._batch.records[key] = Record(table(model), None)
-        self.at(model, address)
-        instance: Any = table(model).new(address, values)
-        self._batch.records[key].instance = instance
-        if "#" in address:
-            self._batch.join(model, address)
-        found: Model = instance
-        return found
-
-    def remove(self, instance: Aggregate) -> None:
-        key = (type(instance), instance.id)
-        self.at(*key)
-        self._batch.records[key].instance = None
-
-    def queue(self, model: type[Model], owner: Aggregate) -> Iterator[Model]:
-        """The members of an aggregate's queue (rows `owner#number`) in order; only the head is loaded."""
-        for address in self._batch.members(model, owner.id):
-            member = self.at(model, address)
-            if member is not None:
-                yield member
-
-    def emit(
-        self,
-        source: Any,
-        kind: str,
-        data: dict[str, Any] | str,
-        *,
-        metadata: str | None = None,
-        event_id: str | None = None,
-        correlation_id: str | None = None,
-        causation_id: str | None = None,
-    ) -> Entry:
-        """Write an event of `source`, an aggregate with a `stream` name and a `version`, in this transaction."""
-        source.version += 1
-        entry = Entry(
-            self.call.namespace.number, source.stream, source.version, kind,
-            data if type(data) is str else encode(data).decode(),
-            self.call.caller.principal, metadata, event_id,
-            correlation_id or self.call.correlation_id, causation_id,
-        )  # fmt: skip
-        self._batch.entries.append(entry)
-        if event_id:
-            self._batch.appended[Named(entry.namespace, event_id)] = entry
-        return entry
-
-    def stream(self, name: str) -> Stream:
-        """The stream of that name, made if there is none."""
-        found = self.get(Stream, name)
-        if found is None:
-            found = self.add(Stream, name, created_at=self.now, changed_at=self.now)
-        found.changed_at = self.now
-        return found
-
-    def event(self, event_id: str) -> Entry | None:
-        """The event of that id in this namespace, or None."""
-        return self._batch.event(self.namespace, event_id)
-
-    def answering(self, job: Job | None, answer_id: str = "") -> Job | None:
-        """Note the job that is answering a key in this batch, or say which one is."""
-        if job is None:
-            return self._batch.answering.get(answer_id)
-        self._batch.answering[job.answer_id or ""] = job
-        return job
-
-    def undo(self) -> None:
-        for key, (instance, values) in self._undo.items():
-            record = self._batch.records[key]
-            record.instance = instance
-            if values is not None:
-                instance.__dict__.clear()
-                instance.__dict__.update(values)
-        for entry in self._batch.entries[self._emitted :]:
-            if entry.event_id:
-                del self._batch.appended[Named(entry.namespace, entry.event_id)]
-        del self._batch.entries[self._emitted :]
-        self._undo.clear()
-
-
-class Batch:
-    """The commands of one transaction and everything they see and change."""
-
-    def __init__(self, jobs: list[Job], pipeline: Pipeline, process_id: str) -> None:
-        self.jobs, self.pipeline, self.process_id = jobs, pipeline, process_id
-        self.records: dict[Key, Record] = {}
-        self.queues: dict[Key, Members] = {}
-        self.joined: dict[Key, dict[str, None]] = {}
-        self.events: dict[Named, Entry | None] = {}
-        self.appended: dict[Named, Entry] = {}  # in this batch
-        self.entries: list[Entry] = []
-        self.answering: dict[str, Job] = {}
-        self.now = datetime.min
-        self.epoch = 0
-
-    # -- what commands see ---------------------------------------------------------------------------
-
-    def join(self, model: type[Aggregate], address: str) -> None:
-        self.joined.setdefault((model, address.rpartition("#")[0]), {})[address] = None
-
-    def members(self, model: type[Aggregate], owner: str) -> Iterator[str]:
-        queue = self.queues.get((model, owner))
-        if queue is None:
-            raise Needs(Head(model, owner, ""))
-        yield from queue.addresses
-        if not queue.complete:
-            raise Needs(Head(model, owner, queue.addresses[-1]))
-        yield from list(self.joined.get((model, owner), ()))
-
-    def event(self, namespace: int, event_id: str) -> Entry | None:
-        name = Named(namespace, event_id)
-        if name in self.appended:
-            return self.appended[name]
-        if name not in self.events:
-            raise Needs(name)
-        return self.events[name]
-
-    # -- loading -------------------------------------------------------------------------------------
-
-    def begin(self) -> None:
-        """Load what the commands say they touch; then, in a statement of its own, the time.
-
-        Never now(), never the clock of the loading statement: both are stale after a wait for a row.
-        """
-        self.pipeline.execute("begin")
-        needs = [need for job in self.jobs for need in touches(job)]
-        takes = self._send_loads(needs)
-        clock = self.pipeline.execute("select clock_timestamp(), epoch from core_cluster")
-        self._take_loads(takes)
-        self.now, self.epoch = clock.rows()[0]
-
-    def load(self, needs: Iterable[Any]) -> None:
-        self._take_loads(self._send_loads(needs))
-
-    def _send_loads(self, needs: Iterable[Any]) -> list[Any]:
-        kinds: dict[type[Aggregate], set[str]] = {}
-        heads: list[Head] = []
-        named: dict[int, set[str]] = {}
-        for need in needs:
-            if type(need) is tuple:
-                kinds.setdefault(need[0], set()).add(need[1])
-            elif type(need) is Head:
-                heads.append(need)
-            else:
-                named.setdefault(need.namespace, set()).add(need.event_id)
-        # A fixed order of kinds, rows in sorted order: two processes never wait for each other in a circle.
-        sent = [self._send_kind(table(m), kinds[m]) for m in sorted(kinds, key=lambda m: m._meta.db_table)]
-        sent += [self._send_head(head) for head in heads]
-        return sent + [self._send_named(number, ids) for number, ids in named.items()]
-
-    def _send_kind(self, kind: Table, ids: set[str]) -> Any:
-        loaded = self.pipeline.execute(kind.load, [array(list(ids))])
-
-        def take() -> None:
-            for address in ids:
-                self.records.setdefault((kind.model, address), Record(kind, None))
-            for row in loaded.rows():
-                instance: Any = kind.instance(row)
-                self.records[kind.model, instance.id] = Record(kind, instance)
-
-        return take
-
-    def _send_head(self, head: Head) -> Any:
-        kind = table(head.model)
-        loaded = self.pipeline.execute(
-            kind.head, [head.after or head.owner + "#", head.owner + "$", HEAD]
-        )
-
-        def take() -> None:
-            rows = loaded.rows()
-            queue = self.queues.setdefault((head.model, head.owner), Members())
-            queue.complete = len(rows) < HEAD
-            for row in rows:
-                instance: Any = kind.instance(row)
-                queue.addresses.append(instance.id)
-                self.records.setdefault((head.model, instance.id), Record(kind, instance))
-
-        return take
-
-    def _send_named(self, number: int, ids: set[str]) -> Any:
-        places = {place: event_id for event_id in ids if (place := log.place_of(event_id)) is not None}
-        chosen = [event_id for event_id in ids if event_id not in places.values()]
-        loaded = self.pipeline.execute(log.NAMED, [number, array(chosen), array(list(places))])
-
-        def take() -> None:
-            for event_id in ids:
-                self.events[Named(number, event_id)] = None
-            for row in loaded.rows():
-                found = log.entry(number, row)
-                self.events[Named(number, found.event_id or places[row[0]])] = found
-
-        return take
-
-    def _take_loads(self, takes: list[Any]) -> None:
-        for take in takes:
-            take()
-
-    # -- deciding ------------------------------------------------------------------------------------
-
-    def decide(self) -> None:
-        """Run every command in arrival order; as long as one needs more, load that and run all again."""
-        while needs := self._attempt():
-            self._reset()
-            self.load(needs)
-
-    def _attempt(self) -> set[Any]:
-        needs: set[Any] = set()
-        for job in self.jobs:
-            try:
-                self._run(job)
-            except Needs as missing:
-                needs.add(missing.need)
-        return needs
-
-    def _reset(self) -> None:
-        for record in self.records.values():
-            record.reset()
-        self.entries.clear()
-        self.appended.clear()
-        self.joined.clear()
-        self.answering.clear()
-
-    def _run(self, job: Job) -> None:
-        """One command; if it refuses, nothing of it stays but what the refusal itself records."""
-        tx = Transaction(self, job)
-        job.error, job.replayed = None, False
-        try:
-            run_job(tx, job)
-        except Needs:
-            tx.undo()
-            raise
-        except SyrosError as refusal:
-            tx.undo()
-            job.error = refusal
-            if refusal.aftermath:
-                refusal.aftermath(tx)
-        except Exception:
-            tx.undo()
-            job.error = Internal()
-            logger.exception("command failed", extra={"request_id": job.call.request_id})
-
-    # -- storing -------------------------------------------------------------------------------------
-
-    def store(self, late: bool) -> None:
-        """One statement a table for what is new, changed or gone. Kept answers go late: they hold positions."""
-        changes: dict[Table, tuple[list[Any], list[Any], list[Any]]] = {}
-        for (model, _), record in self.records.items():
-            if (model is Answer) is not late:
-                continue
-            instance, pristine = record.instance, record.pristine
-            if instance is None:
-                if pristine is not None:
-                    changes.setdefault(record.table, ([], [], []))[2].append(pristine["id"])
-            elif pristine is None:
-                changes.setdefault(record.table, ([], [], []))[0].append(record.table.values(instance))
-            elif instance.__dict__ != pristine:
-                changes.setdefault(record.table, ([], [], []))[1].append(record.table.values(instance))
-        for kind in sorted(changes, key=lambda kind: kind.name):
-            added, changed, gone = changes[kind]
-            if added:
-                # Sorted, so that two processes that make the same rows wait in one direction only. A plain
-                # insert: who comes second breaks on the key, and the batch runs again and sees the row.
-                self.pipeline.execute(kind.insert, columns_of(sorted(added)))
-            if changed:
-                self.pipeline.execute(kind.update, columns_of(changed))
-            if gone:
-                self.pipeline.execute(kind.delete, [array(gone)])
-
-    def take_log(self) -> None:
-        """Take the logs' heads, as late as possible, and give every event its position."""
-        numbers = sorted({entry.namespace for entry in self.entries})
-        for number in numbers:
-            self.pipeline.execute(log.TAKE_HEAD, [number])
-        rows = self.pipeline.execute(log.READ_HEAD, [array(numbers)]).rows()
-        heads = {number: head for number, head, _ in rows}
-        recorded_at = rows[-1][2]
-        for entry in self.entries:
-            heads[entry.namespace] += 1
-            entry.position, entry.recorded_at = heads[entry.namespace], recorded_at
-
-    def write_log(self) -> None:
-        rows = [entry.row() for entry in self.entries]
-        self.pipeline.execute(log.INSERT, [str(self.entries[0].recorded_at), *columns_of(rows)])
-
-    def finish(self) -> None:
-        """Answers that hold positions are functions: call them now. Then fill in the kept ones."""
-        for job in self.jobs:
-            if job.error is None and callable(job.value):
-                job.value = job.value()
-            if job.answer_id and job.error is None and not job.replayed:
-                self._keep(job)
-        for job in self.jobs:
-            if job.twin:
-                job.value, job.status = job.twin.value, job.twin.status
-
-    def _keep(self, job: Job) -> None:
-        kept: Any = self.records[Answer, job.answer_id].instance  # type: ignore[index]
-        value = job.value
-        if isinstance(value, Waiting):
-            kept.waiting = encode(value).decode()
-            return
-        hidden = job.operation.secret
-        if hidden:
-            value = {name: part for name, part in value.items() if name not in hidden}
-        kept.status, kept.body = job.status, encode(value).decode()
-
-
-def touches(job: Job) -> Iterator[Any]:
-    """What a command says beforehand that it will look at."""
-    name = job.call.namespace.name
-    if job.answer_id:
-        yield Answer, job.answer_id
-    if fence := job.params.get("fence"):
-        for model, key in guard.touches(fence):
-            yield model, f"{name}/{key}"
-    if job.operation.touches:
-        for model, key in job.operation.touches(job.params):
-            if model is Event:
-                yield Named(job.call.namespace.number, key)
-            else:
-                yield model, f"{name}/{key}"
-
-
-def run_job(tx: Transaction, job: Job) -> None:
-    """A command, once: what its Idempotency-Key already answered, or the fence, then the function."""
-    job.replayed, job.twin, job.status = False, None, job.operation.status
-    if job.answer_id and _replay(tx, job):
-        return
-    params = job.params
-    if job.operation.fenced:
-        params = dict(params)
-        fence = params.pop("fence")
-        if fence is not None:
-            guard.check(tx, fence)
-    job.value = job.operation.function(tx, **params)
-    if job.answer_id:
-        tx.add_at(Answer, job.answer_id, fingerprint=job.fingerprint, created_at=tx.now)
-        tx.answering(job)
-
-
-def _replay(tx: Transaction, job: Job) -> bool:
-    kept = tx.at(Answer, job.answer_id or "")
-    if kept is None:
-        return False
-    if kept.fingerprint != job.fingerprint:
-        raise IdempotencyKeyReused
-    job.replayed = True
-    if kept.body is not None:
-        job.value, job.status = Fragment(kept.body), kept.status or 200
-    elif kept.waiting is not None:
-        job.value = Waiting(**decode(kept.waiting))
-    else:
-        job.twin = tx.answering(None, job.answer_id)
-    return True
 
 
 class Engine:
@@ -608,7 +125,7 @@ class Engine:
             first = self._queue.get(timeout=BEAT_SECONDS)
         except queue.Empty:
             return []
-        jobs, size = [first] if first else [], first.size if first else 0
+        jobs, size = [first] if first else [], first.call.size if first else 0
         while jobs and len(jobs) < BATCH and size < BATCH_BYTES:
             try:
                 job = self._queue.get_nowait()
@@ -618,7 +135,7 @@ class Engine:
                 self._queue.put(None)
                 break
             jobs.append(job)
-            size += job.size
+            size += job.call.size
         return jobs
 
     def _beat(self) -> None:
@@ -691,8 +208,12 @@ class Engine:
                 return self._transact(Batch(jobs, pipeline, self.process_id))
             except RACES as error:
                 self._rollback(pipeline)
-                if attempt == RERUNS or (isinstance(error, pg.LockNotAvailable) and attempt == 2):
+                # A row that somebody else sits on: find out which command wants it, and let the others go on.
+                if attempt == RERUNS or isinstance(error, pg.LockNotAvailable):
                     raise
+            except pg.ReadOnlySqlTransaction as error:
+                self._disconnect()  # a standby, or a primary that was demoted: look for the new one
+                raise Unavailable from error
             except psycopg.OperationalError as error:
                 # What the server refused is not committed; a commit on a connection that broke may be.
                 told = error.sqlstate is not None and not isinstance(error, LOST)

@@ -1,7 +1,6 @@
 """The log's own form: what an entry is, how it is written in bulk and read by position."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from orjson import Fragment
@@ -59,7 +58,7 @@ class Entry:
     correlation_id: str | None = None
     causation_id: str | None = None
     position: int = 0
-    recorded_at: datetime | None = None
+    recorded_at: Any = None  # a datetime once it is in the log
 
     def row(self) -> tuple[Any, ...]:
         return (

@@ -2,19 +2,20 @@
 
 import logging
 import logging.config
+from typing import Any
 
 import structlog
 
 
 def configure(level: str, form: str) -> None:
     """Parameters: `level` debug|info|warning|error, `form` json|text."""
-    shared = [
+    shared: list[Any] = [
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(["request_id"]),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last = (
+    last: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if form == "json"
         else [structlog.dev.ConsoleRenderer()]

@@ -88,6 +88,7 @@ class Process(Aggregate):
     started_at = models.DateTimeField()
     beat_at = models.DateTimeField()
     expires_at = models.DateTimeField()
+
     class Meta:
         verbose_name_plural = "processes"
 
@@ -107,7 +108,9 @@ class Stream(Aggregate):
 class Answer(Aggregate):
     """The kept answer to a command that carried an Idempotency-Key; without a body while the caller waits."""
 
-    engine_locks = False  # made once, guarded by its key; filled in under the lock row that its caller waits for
+    engine_locks = (
+        False  # made once, guarded by its key; filled in under the lock row that its caller waits for
+    )
 
     fingerprint = models.TextField()
     status = models.SmallIntegerField(null=True)

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from core.errors import Invalid, NotFound
 
 if TYPE_CHECKING:
-    from core.engine import Transaction
+    from core.batch import Transaction
 
 MAX_NUMBER = 2**53 - 1  # what every client's numbers can hold
 Touch = tuple[type[Any], str]
@@ -139,7 +139,8 @@ class Operation:
         Raises: Invalid, naming every bad field.
         """
         try:
-            return self._validate(values, strict=strict).__dict__
+            found: dict[str, Any] = self._validate(values, strict=strict).__dict__
+            return found
         except ValidationError as error:
             raise Invalid([named(problem) for problem in error.errors(include_url=False)]) from None
 

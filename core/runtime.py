@@ -8,10 +8,11 @@ from typing import Any
 
 from django.conf import settings
 
+from core.batch import Job
 from core.callers import Call, authorize
 from core.database import pool
 from core.encoding import encode
-from core.engine import Engine, Job
+from core.engine import Engine
 from core.errors import Unavailable
 from core.log import Entry
 from core.operations import Operation, Outcome, Waiting, registry
@@ -167,16 +168,21 @@ class Runtime:
         found: AsyncIterator[Any] = operation.function(call, **params)
         return found
 
-    async def carry_out(self, operation: Operation, call: Call, params: dict[str, Any], size: int = 0) -> Outcome:
+    async def carry_out(self, operation: Operation, call: Call, params: dict[str, Any]) -> Outcome:
         if self.engine is None or self.loop is None:
             raise Unavailable("This process is not serving.")
-        job = Job(operation, params, call, self.loop.create_future(), size)
+        job = Job(operation, params, call, self.loop.create_future())
         if operation.waits:
             job.granted = self.loop.create_future()
         if call.idempotency_key:
             identify(job)
         self.engine.submit(job)
-        await job.future
+        try:
+            await job.future
+        except asyncio.CancelledError:
+            if not job.future.cancelled():  # the answer came in the very moment the caller went
+                self._gone(job)
+            raise
         if job.error:
             self.waiters.forget(job)
             raise job.error
@@ -193,8 +199,9 @@ class Runtime:
             assert job.operation.waits is not None
             return job.operation.waits.timed_out(job.value.facts, value)
         except (asyncio.CancelledError, Unavailable):
-            # A retry with the same Idempotency-Key shares the place: only the last to go gives it up.
-            if self.waiters.forget(job):
+            # A retry with the same Idempotency-Key shares the place: only the last to go gives it up, and a
+            # grant that came in the very moment is kept for it.
+            if self.waiters.forget(job) or not (job.granted.cancelled() or job.answer_id):
                 self._withdraw(job, job.value.facts)
             raise
 

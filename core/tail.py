@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -33,7 +33,8 @@ RING = 4096  # recent entries kept in memory for followers, a namespace, while s
 CHANNEL = "syros_log"
 ACCESS = "$access"  # the stream of changes to credentials and rights
 HEADS = """select n.number, greatest(n.floor, coalesce((select max(e.id) from core_event e
-    where e.id > n.number::bigint << 40 and e.id < (n.number::bigint + 1) << 40), 0) & ((1::bigint << 40) - 1))
+    where e.id > n.number::bigint << 40 and e.id < (n.number::bigint + 1) << 40), 0) & ((1::bigint << 40) - 1)),
+    n.floor
 from core_namespace n where n.number = any(%s)"""
 
 
@@ -184,10 +185,10 @@ class Tail:
         finally:
             following.listeners.discard(event)
 
-    async def head(self, number: int) -> int:
-        """The last position of a namespace's log, as the database says."""
-        rows = await pool.rows(HEADS, [[number]])
-        return int(rows[0][1]) if rows else 0
+    async def bounds(self, number: int) -> tuple[int, int]:
+        """The floor (pruned up to there) and the last position of a namespace's log, as the database says."""
+        ((_, head, floor),) = await pool.rows(HEADS, [[number]])
+        return floor, head
 
     # -- wake-ups ------------------------------------------------------------------------------------
 
@@ -195,7 +196,7 @@ class Tail:
         """The backstop: once a second, ask how far the logs reach."""
         while True:
             if self._logs:
-                for number, head in await pool.rows(HEADS, [list(self._logs)]):
+                for number, head, _ in await pool.rows(HEADS, [list(self._logs)]):
                     following = self._logs[number]
                     if following.head < 0:
                         following.head = max(following.head, head)

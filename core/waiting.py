@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+from core.batch import Job
 from core.encoding import decode
-from core.engine import Job
 from core.errors import SyrosError
 from core.log import Entry
 from core.operations import Waiting

@@ -1,6 +1,7 @@
 """Whether an append may happen, and whether it already did. Pure."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from core.log import Entry
 from events.errors import EventIdConflict, WrongExpectedVersion
@@ -31,7 +32,7 @@ def already(stream: str, ids: Sequence[str | None], found: Sequence[Entry | None
     same = (
         len(known) == len(ids)
         and all(entry.stream == stream for entry in known)
-        and all(b.version == a.version + 1 for a, b in zip(known, known[1:], strict=False))
+        and all(b.version == a.version + 1 for a, b in pairwise(known))
     )
     if not same:
         used = [event_id for event_id, entry in zip(ids, found, strict=True) if entry is not None]

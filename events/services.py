@@ -5,25 +5,35 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from orjson import Fragment
 from pydantic import AliasChoices, Field
 
 from core import log
+from core.batch import Transaction
 from core.callers import Call
 from core.database import rows
 from core.encoding import decode
-from core.engine import Transaction
 from core.errors import Invalid
 from core.log import Entry, place_id
 from core.models import Event, Stream, log_id
 from core.operations import command, query
 from core.runtime import runtime
-from core.types import EventId, Instant, Json, Limit, Object, Position, Prefix, Text, Wait
+from core.tail import Tail
+from core.types import EventId, Instant, Json, Object, Position, Prefix, Text, Wait
 from events import rules
 from events.errors import PositionAhead, PositionPruned
 from events.types import (
-    Appended, AppendedBatch, AppendedMany, EventType, Expected, LogPage, NewEvent, ReadName, StreamAppend,
-    StreamInfo, StreamName, StreamPage,
+    Appended,
+    AppendedBatch,
+    AppendedMany,
+    EventType,
+    Expected,
+    LogPage,
+    NewEvent,
+    ReadName,
+    StreamAppend,
+    StreamInfo,
+    StreamName,
+    StreamPage,
 )  # fmt: skip
 
 # -- appending ---------------------------------------------------------------------------------------
@@ -163,9 +173,7 @@ def label(value: Any) -> str | None:
 def batch_answer(entries: list[Entry]) -> AppendedBatch:
     first, last = entries[0], entries[-1]
     ids = [entry.event_id or place_id(entry.namespace, entry.position) for entry in entries]
-    return AppendedBatch(
-        first.stream, first.version, last.version, first.position, last.position, ids
-    )
+    return AppendedBatch(first.stream, first.version, last.version, first.position, last.position, ids)
 
 
 # -- reading -----------------------------------------------------------------------------------------
@@ -235,21 +243,31 @@ async def read_all(
     """
     choice = Choice(category, prefix, (event_type,) if event_type else (), system)
     position = max(from_position, 1)
-    await check_position(call, position)
+    head = await head_for(call, position)
     deadline = asyncio.get_running_loop().time() + wait_seconds
-    assert runtime.tail
-    with runtime.tail.listening(call.namespace.number) as grown:
+    with following().listening(call.namespace.number) as grown:
         while True:
             grown.clear()
-            page = await log_page(call.namespace.number, position, choice, limit)
+            page = await log_page(call.namespace.number, position, head, choice, limit)
             left = deadline - asyncio.get_running_loop().time()
-            if page.events or left <= 0:
+            if page.events or left <= 0 or not await grew(grown, left):
                 return page
             position = page.next_position
-            try:
-                await asyncio.wait_for(grown.wait(), left)
-            except TimeoutError:
-                return page
+            _, head = await following().bounds(call.namespace.number)
+
+
+def following() -> Tail:
+    assert runtime.tail, "reads come through a serving runtime"
+    return runtime.tail
+
+
+async def grew(grown: asyncio.Event, seconds: float) -> bool:
+    """Wait for the log to grow; False if it did not in this time."""
+    try:
+        await asyncio.wait_for(grown.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +289,8 @@ class Choice:
         )
 
     def conditions(self) -> tuple[str, list[Any]]:
-        found, values = ["true"], []
+        found: list[str] = ["true"]
+        values: list[Any] = []
         if not self.system and not self.prefix.startswith("$"):
             found.append("not starts_with(stream, '$')")
         if self.prefix:
@@ -286,26 +305,21 @@ class Choice:
         return " and ".join(found), values
 
 
-async def check_position(call: Call, position: int) -> tuple[int, int]:
-    """The floor and head of a log, if the position is readable in it.
+async def head_for(call: Call, position: int) -> int:
+    """The head of the log, if this position is readable in it.
 
     Raises: PositionPruned, PositionAhead.
     """
-    assert runtime.tail
-    number = call.namespace.number
-    floor = (await rows("select floor from core_namespace where number = %s", [number]))[0][0]
-    head = await runtime.tail.head(number)
-    if 1 < position <= floor or (position == 1 and floor):
+    floor, head = await following().bounds(call.namespace.number)
+    if position <= floor:
         raise PositionPruned(f"The log begins at {floor + 1}.", floor=floor, position=position)
     if position > head + 1:
         raise PositionAhead(f"The log ends at {head}.", head=head, position=position)
-    return floor, head
+    return head
 
 
-async def log_page(number: int, position: int, choice: Choice, limit: int) -> LogPage:
-    """A page of what is chosen. The head is read first, so that what is committed meanwhile is not skipped."""
-    assert runtime.tail
-    head = await runtime.tail.head(number)
+async def log_page(number: int, position: int, head: int, choice: Choice, limit: int) -> LogPage:
+    """A page of what is chosen up to `head`, which was read before: what is committed since is not skipped."""
     where, values = choice.conditions()
     found = await rows(
         f"{log.SELECT} where id >= %s and id <= %s and {where} order by id limit %s",
@@ -314,7 +328,8 @@ async def log_page(number: int, position: int, choice: Choice, limit: int) -> Lo
     entries = [log.entry(number, row) for row in found]
     has_more = len(entries) > limit
     next_position = entries[limit].position if has_more else head + 1
-    return LogPage([entry.public() for entry in entries[:limit]], next_position, head, has_more)  # type: ignore[misc]
+    events: Any = [entry.public() for entry in entries[:limit]]
+    return LogPage(events, next_position, head, has_more)
 
 
 @query("GET events/follow")
@@ -334,12 +349,14 @@ async def follow(
 
     Errors: `position_pruned` (410), `position_ahead` (409).
     """
-    assert runtime.tail
-    number, tail = call.namespace.number, runtime.tail
-    choice = Choice(category, prefix, tuple(event_types), system or any(s.startswith("$") for s in streams))
+    number, tail = call.namespace.number, following()
     wanted = frozenset(streams)
-    _, head = await check_position(call, from_position or 1 if from_position is not None else 1)
-    position = head if from_position is None else max(from_position, 1) - 1
+    choice = Choice(category, prefix, tuple(event_types), system or any(s.startswith("$") for s in streams))
+    if from_position is None:
+        _, position = await tail.bounds(number)
+    else:
+        position = max(from_position, 1) - 1
+        await head_for(call, position + 1)
     yield {"heartbeat": {"position": position}}
     with tail.listening(number) as grown:
         while True:
@@ -349,9 +366,7 @@ async def follow(
                     position = entry.position
                     if choice.takes(entry) and (not wanted or entry.stream in wanted):
                         yield {"event": entry.public()}
-            try:
-                await asyncio.wait_for(grown.wait(), heartbeat_seconds)
-            except TimeoutError:
+            if not await grew(grown, heartbeat_seconds):
                 yield {"heartbeat": {"position": position}}
 
 

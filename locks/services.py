@@ -10,10 +10,11 @@ from typing import Annotated, Any
 from orjson import Fragment
 from pydantic import Field
 
+from core.batch import Transaction
 from core.callers import SYSTEM, Call, namespaces
 from core.database import rows
 from core.encoding import encode
-from core.engine import Transaction, outages
+from core.engine import outages
 from core.errors import FenceStale
 from core.models import Answer, Process
 from core.operations import Fence, Waiting, Waits, command, guard, query
@@ -23,8 +24,21 @@ from locks import rules
 from locks.errors import LockHeld, LockNotHeld, LockWaitTimeout
 from locks.models import Claim, Lock
 from locks.types import (
-    Currency, Grant, Holder, Key, LockId, Locks, LockState, LockSummary, Mode, OptionalTtl,
-    Owner, Released, Ttl, Waiter, WaitSeconds,
+    Currency,
+    Grant,
+    Holder,
+    Key,
+    LockId,
+    Locks,
+    LockState,
+    LockSummary,
+    Mode,
+    OptionalTtl,
+    Owner,
+    Released,
+    Ttl,
+    Waiter,
+    WaitSeconds,
 )  # fmt: skip
 
 outages.append(
@@ -116,7 +130,9 @@ def queue_up(tx: Transaction, lock: Lock, claim: Claim, wait_seconds: float) -> 
     return Waiting(lock.stream, ticket, wait_seconds, facts)
 
 
-@command("POST locks/{key}/renew", returns=Grant, aliases=["PUT locks/{key}/extend"], hot=True, touches=touches)
+@command(
+    "POST locks/{key}/renew", returns=Grant, aliases=["PUT locks/{key}/extend"], hot=True, touches=touches
+)
 def renew(tx: Transaction, *, key: Key, lock_id: LockId, ttl_seconds: OptionalTtl = None) -> Grant:
     """Give a lock you hold a full TTL again, or a new one.
 
@@ -197,7 +213,8 @@ def settle(tx: Transaction, lock: Lock, answer_id: str, fact: rules.Fact) -> Non
     if kept is None:
         return
     if fact.type == "lock.acquired":
-        kept.body, kept.status, kept.waiting = encode(grant(lock)).decode(), 201, None
+        answer = grant(lock, fact.data["waited_seconds"])
+        kept.body, kept.status, kept.waiting = encode(answer).decode(), 201, None
     else:
         tx.remove(kept)
 
@@ -260,8 +277,8 @@ def check_fence(tx: Transaction, fence: Fence) -> None:
     raise refusal
 
 
-guard.touches = staticmethod(lambda fence: [(Lock, fence.key)])  # type: ignore[assignment]
-guard.check = staticmethod(check_fence)  # type: ignore[assignment]
+guard.touches = staticmethod(lambda fence: [(Lock, fence.key)])
+guard.check = staticmethod(check_fence)
 
 
 # -- looking -----------------------------------------------------------------------------------------
@@ -270,11 +287,11 @@ LOOK = """select id, capacity, last_token, queued, lock_id is not null and expir
     owner, acquired_at, expires_at, metadata::text, clock_timestamp() from locks_lock"""
 
 
-def grant(lock: Lock) -> Grant:
-    assert lock.lock_id and lock.owner and lock.acquired_at and lock.expires_at and lock.ttl_seconds
+def grant(lock: Lock, waited_seconds: float = 0.0) -> Grant:
+    held: Any = lock  # whose holder's columns are all there
     return Grant(
-        lock.lock_id, lock.name, lock.owner, "exclusive", 1, lock.last_token, lock.acquired_at,
-        lock.expires_at, lock.ttl_seconds, 0.0,
+        held.lock_id, held.name, held.owner, "exclusive", 1, held.last_token, held.acquired_at,
+        held.expires_at, held.ttl_seconds, waited_seconds,
     )  # fmt: skip
 
 
@@ -340,9 +357,7 @@ async def find(
         conditions.append(f"{'' if held else 'not '}(lock_id is not null and expires_at > clock_timestamp())")
     if contended is not None:
         conditions.append("queued > 0" if contended else "queued = 0")
-    found = await rows(
-        f"{LOOK} where {' and '.join(conditions)} order by id limit %s", [*values, limit + 1]
-    )
+    found = await rows(f"{LOOK} where {' and '.join(conditions)} order by id limit %s", [*values, limit + 1])
     more = found[limit - 1][0] if len(found) > limit else None
     return Locks([LockSummary(*summary(row)) for row in found[:limit]], more and encode_cursor(more))
 
@@ -363,7 +378,9 @@ async def check(call: Call, *, key: Key, fencing_token: Token) -> Currency:
 CONTENDED = """select id from locks_lock where queued > 0 and (lock_id is null or expires_at <= clock_timestamp())
     limit 200"""
 # The others only for the log's sake: who asks sees them free already. A scan, so it rests in proportion.
-FORGOTTEN = "select id from locks_lock where lock_id is not null and expires_at <= clock_timestamp() limit 200"
+FORGOTTEN = (
+    "select id from locks_lock where lock_id is not null and expires_at <= clock_timestamp() limit 200"
+)
 
 
 @every(0.4)
@@ -375,7 +392,7 @@ async def sweep_contended() -> None:
 async def sweep_forgotten() -> None:
     """Log what expired without anybody asking; rest twenty times as long as the scan took."""
     started = monotonic()
-    while await sweep_found(FORGOTTEN) == 200 and monotonic() - started < 2:
+    while await sweep_found(FORGOTTEN) == 200 and monotonic() - started < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     await asyncio.sleep(20 * (monotonic() - started))
 

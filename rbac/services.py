@@ -12,9 +12,9 @@ from pydantic import Field
 from rest_framework_simplejwt.exceptions import TokenError
 from rest_framework_simplejwt.tokens import AccessToken, RefreshToken
 
+from core.batch import Transaction
 from core.callers import Call, Caller, authenticator
 from core.database import rows
-from core.engine import Transaction
 from core.operations import command, query
 from core.tail import ACCESS
 from core.types import Cursor, Limit, Text, encode_cursor
@@ -51,9 +51,7 @@ async def by_token(credential: str) -> Caller | None:
         user_id = AccessToken(credential)["sub"]  # type: ignore[arg-type]
     except (TokenError, KeyError):
         return None
-    found = await rows(
-        "select username, is_staff from auth_user where id = %s and is_active", [int(user_id)]
-    )
+    found = await rows("select username, is_staff from auth_user where id = %s and is_active", [int(user_id)])
     return Caller(f"user:{found[0][0]}", is_admin=found[0][1]) if found else None
 
 
@@ -75,7 +73,7 @@ def login(call: Call, *, username: Text, password: Password) -> Tokens:
     user = authenticate(username=username, password=password)
     if not isinstance(user, User):
         raise WrongCredentials
-    return pair(RefreshToken.for_user(user))  # type: ignore[arg-type]
+    return pair(RefreshToken.for_user(user))
 
 
 @query("POST auth/refresh", name="auth.refresh", returns=Tokens, anonymous=True)
@@ -183,6 +181,4 @@ def find(call: Call, *, limit: Limit = 50, cursor: Cursor | None = None) -> Keys
 
 def as_key(key: ApiKey) -> Key:
     live = key.revoked_at is None and (key.expires_at is None or key.expires_at > timezone.now())
-    return Key(
-        key.key_id, key.title, key.created_by, key.created_at, key.expires_at, key.revoked_at, live
-    )
+    return Key(key.key_id, key.title, key.created_by, key.created_at, key.expires_at, key.revoked_at, live)

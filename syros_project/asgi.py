@@ -6,9 +6,8 @@ from a2wsgi import WSGIMiddleware
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syros_project.settings")
 
-from syros_project.wsgi import application as django  # noqa: E402  (settings come first)
-
-from api.lane import Lane  # noqa: E402
+from api.lane import Lane
+from syros_project.wsgi import application as django
 
 THREADS = 8
 

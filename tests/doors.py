@@ -119,7 +119,7 @@ def request(operation: Operation, params: dict[str, Any]) -> tuple[str, str, dic
     params = dict(params)
     path = route.path
     for name in route.names:
-        path = path.replace("{%s}" % name, str(params.pop(name)))
+        path = path.replace(f"{{{name}}}", str(params.pop(name)))
     query = params if route.method in {"GET", "DELETE"} else {}
     return route.method, f"/api/v1/{path}", query, {} if query is params else params
 
