@@ -1,6 +1,8 @@
 """One serving loop a test process, one namespace a test: nothing is rolled back, nothing is in the way."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -10,7 +12,7 @@ from tests.doors import DOORS, Door, Lane, Served
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_blocker: pytest.FixtureDef) -> Iterator[None]:
+def database(django_db_blocker: Any) -> Iterator[None]:
     """The engine commits on a connection of its own, so tests commit too: no transaction to roll back."""
     with django_db_blocker.unblock():
         call_command("migrate", verbosity=0, interactive=False)
@@ -18,7 +20,7 @@ def django_db_setup(django_db_blocker: pytest.FixtureDef) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def served(django_db_setup: None) -> Iterator[Served]:
+def served(database: None) -> Iterator[Served]:
     found = Served()
     found.start()
     yield found
@@ -38,14 +40,19 @@ def call(request: pytest.FixtureRequest, served: Served, namespace: str) -> Door
     return DOORS[request.param](served, namespace)
 
 
-@pytest.fixture
-def waiting(call: Door) -> Door:
-    """Only the doors that can wait."""
-    if not call.can_wait:
-        pytest.skip("this door does not wait")
-    return call
+@pytest.fixture(params=[name for name, door in DOORS.items() if door.can_wait])
+def waiting(request: pytest.FixtureRequest, served: Served, namespace: str) -> Door:
+    """The doors that can wait."""
+    return DOORS[request.param](served, namespace)
 
 
 @pytest.fixture
-def lane(served: Served, namespace: str) -> Door:
+def lane(served: Served, namespace: str) -> Lane:
     return Lane(served, namespace)
+
+
+@pytest.fixture
+def later() -> Iterator[Callable[..., "Future[Any]"]]:
+    """Run something beside the test: `later(function, *arguments)` gives a future."""
+    with ThreadPoolExecutor(32) as pool:
+        yield pool.submit
