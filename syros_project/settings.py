@@ -164,7 +164,8 @@ def database(url: str) -> dict[str, Any]:
     }
 
 
-DATABASES = {"default": database(DATABASE_URL or "postgresql://localhost/syros")}
+# Without an address (lint, schema, migrations to write) there is no database; `manage.py serve` brings one.
+DATABASES = {"default": database(DATABASE_URL) if DATABASE_URL else {"ENGINE": "django.db.backends.dummy"}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.ScryptPasswordHasher"]
 USE_TZ = True

@@ -29,7 +29,11 @@ def test_an_event_is_appended_and_read_back(call: Door) -> None:
         data={"total": 129.9, "name": "Zoë \u0001"}, metadata={"source": "app"},
     )  # fmt: skip
     assert appended.status == 201
-    assert (appended["stream_id"], appended["event_type"], appended["version"]) == ("order-1", "OrderCreated", 1)
+    assert (appended["stream_id"], appended["event_type"], appended["version"]) == (
+        "order-1",
+        "OrderCreated",
+        1,
+    )
     (event,) = call("events.read", stream_id="order-1")["events"]
     assert event == {
         **appended.value,

@@ -298,8 +298,8 @@ def test_a_write_with_a_stale_token_is_refused_and_recorded(call: Door, stale: s
         call("locks.release", key="a", lock_id=grant["lock_id"])
     if stale == "passed_on":
         call("locks.acquire", key="a", owner="bob")
+    fence = {"key": "a", "fencing_token": token}
     with pytest.raises(Refused) as refused:
-        fence = {"key": "a", "fencing_token": token}
         call("events.append", stream_id="s", event_type="t", data=1, fence=fence)
     assert (refused.value.status, refused.value.code) == (409, "fence_stale")
     assert call("events.read", stream_id="s")["version"] == 0

@@ -54,7 +54,8 @@ def test_nobody_is_the_developer_outside_development_mode(peer: str, settings: A
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "localhost:8080", "LocalHost:1", "127.0.0.1", "127.0.0.1:8080", "[::1]", "[::1]:8080"]
+    "host",
+    ["localhost", "localhost:8080", "LocalHost:1", "127.0.0.1", "127.0.0.1:8080", "[::1]", "[::1]:8080"],
 )
 def test_loopback_host_is_answered(host: str) -> None:
     assert developer("127.0.0.1", host, None) is DEVELOPER
@@ -107,7 +108,9 @@ def test_name_that_only_begins_like_loopback_is_refused(host: str, origin: str |
         developer("127.0.0.1", host, origin)
 
 
-@pytest.mark.xfail(strict=True, reason="urlsplit raises ValueError, which is answered as 500", raises=ValueError)
+@pytest.mark.xfail(
+    strict=True, reason="urlsplit raises ValueError, which is answered as 500", raises=ValueError
+)
 @pytest.mark.parametrize("origin", ["http://[", "http://[::1", "http://[evil]", "http://]"])
 def test_origin_that_is_no_url_is_refused(origin: str) -> None:
     with pytest.raises(Forbidden):
@@ -117,7 +120,9 @@ def test_origin_that_is_no_url_is_refused(origin: str) -> None:
 # -- identify ----------------------------------------------------------------------------------------
 
 
-def who(credential: str | None, peer: str = "127.0.0.1", host: str = "localhost", origin: str | None = None) -> Caller:
+def who(
+    credential: str | None, peer: str = "127.0.0.1", host: str = "localhost", origin: str | None = None
+) -> Caller:
     return asyncio.run(identify(credential, peer=peer, host=host, origin=origin))
 
 
@@ -231,7 +236,9 @@ def test_cleared_verdicts_are_gone(clock: Clock) -> None:
 
 def test_administrators_operation_is_refused_to_others() -> None:
     guarded = [operation for operation in registry if operation.admin]
-    assert {"api_keys.create", "api_keys.revoke", "api_keys.find"} <= {operation.name for operation in guarded}
+    assert {"api_keys.create", "api_keys.revoke", "api_keys.find"} <= {
+        operation.name for operation in guarded
+    }
     for operation in guarded:
         authorize(DEVELOPER, operation, {})
         with pytest.raises(Forbidden) as refused:

@@ -17,7 +17,8 @@ from core.encoding import MAX_DEPTH, decode, depth, encode
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text('[]{}"\\/a', max_size=6)
 VALUES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("[{]}\"\\k", max_size=3), inner)
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('[{]}"\\k', max_size=3), inner),
 )
 
 
@@ -109,7 +110,10 @@ def test_database_gives_instants_in_utc_whatever_the_servers_zone() -> None:
 
 
 def test_large_integers_are_exact_up_to_64_bits() -> None:
-    assert encode([2**53 + 1, 2**64 - 1, -(2**63)]) == b"[9007199254740993,18446744073709551615,-9223372036854775808]"
+    assert (
+        encode([2**53 + 1, 2**64 - 1, -(2**63)])
+        == b"[9007199254740993,18446744073709551615,-9223372036854775808]"
+    )
     assert decode(b"[9007199254740993,18446744073709551615]") == [2**53 + 1, 2**64 - 1]
 
 
@@ -122,7 +126,9 @@ def test_larger_integers_are_read_as_the_nearest_float() -> None:
     assert decode(b"18446744073709551616") == 1.8446744073709552e19
 
 
-@pytest.mark.parametrize("body", [b"NaN", b"Infinity", b"1e999", b'"\\ud800"', b'"\xff"', b"{'a':1}", b"[1,]", b""])
+@pytest.mark.parametrize(
+    "body", [b"NaN", b"Infinity", b"1e999", b'"\\ud800"', b'"\xff"', b"{'a':1}", b"[1,]", b""]
+)
 def test_what_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(JSONDecodeError):
         decode(body)

@@ -28,7 +28,7 @@ def test_no_two_keys_are_the_same() -> None:
 def test_check_is_crc_32_in_base_62() -> None:
     assert keys.check("123456789") == "3Jzrme"  # 0xcbf43926, the check value of CRC-32
     assert keys.check("") == "000000"
-    assert keys.ALPHABET == string.digits + string.ascii_letters
+    assert string.digits + string.ascii_letters == keys.ALPHABET
 
 
 def test_every_single_wrong_character_is_refused() -> None:
@@ -57,7 +57,11 @@ def test_every_two_swapped_neighbours_are_refused() -> None:
         assert swapped == key or keys.id_of(swapped) is None
 
 
-@pytest.mark.parametrize("key", ["", "syr_", "Bearer", KEY + "\n", " " + KEY, KEY.upper(), "a.b.c", "syr_\x00"])
+@pytest.mark.parametrize(
+    "key",
+    ["", "syr_", "Bearer", KEY + "\n", " " + KEY, KEY.upper(), "a.b.c", "syr_\x00"],
+    ids=["empty", "prefix", "word", "newline", "space", "upper case", "token", "nul"],
+)
 def test_what_is_no_key_has_no_id(key: str) -> None:
     assert keys.id_of(key) is None
 
@@ -68,6 +72,11 @@ def test_digest_is_an_hmac_of_the_whole_key_under_the_pepper() -> None:
 
 
 def test_digest_depends_on_the_pepper_and_on_every_part_of_the_key() -> None:
-    digests = {keys.digest(KEY, "a"), keys.digest(KEY, "b"), keys.digest(KEY[:-1], "a"), keys.digest(KEY[1:], "a")}
+    digests = {
+        keys.digest(KEY, "a"),
+        keys.digest(KEY, "b"),
+        keys.digest(KEY[:-1], "a"),
+        keys.digest(KEY[1:], "a"),
+    }
     assert len(digests) == 4
     assert keys.digest(KEY, "a") == keys.digest(KEY, "a")

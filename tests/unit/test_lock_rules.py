@@ -7,7 +7,13 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from locks import rules
 from locks.models import Claim, Lock
@@ -191,7 +197,13 @@ class LockMachine(RuleBasedStateMachine):
             expected = "refused"
         else:
             deadline, ticket = now + seconds(wait), self.service.lock.last_ticket + 1
-            place = {"lock_id": lock_id, "ticket": ticket, "deadline": deadline, "process": process, "ttl": ttl}
+            place = {
+                "lock_id": lock_id,
+                "ticket": ticket,
+                "deadline": deadline,
+                "process": process,
+                "ttl": ttl,
+            }
             self.model.waiting.append(place)
             expected = "queued"
         assert self.service.acquire(lock_id, ttl, wait, process) == expected
@@ -321,7 +333,9 @@ def promote_to_dead_process(lock: Lock, queue: list[Claim], *about: Any, **how: 
     return true_promote(lock, queue, *about, **{**how, "is_alive": lambda claim: True})
 
 
-def promote_overdue(lock: Lock, queue: list[Claim], now: datetime, *about: Any, **how: Any) -> list[rules.Fact]:
+def promote_overdue(
+    lock: Lock, queue: list[Claim], now: datetime, *about: Any, **how: Any
+) -> list[rules.Fact]:
     for claim in queue:
         claim.deadline = now + seconds(1)
     return true_promote(lock, queue, now, *about, **how)
@@ -356,7 +370,9 @@ def take_a_used_token(lock: Lock, *about: Any, **how: Any) -> rules.Fact:
     return fact
 
 
-def take_in_the_first_epoch(lock: Lock, claim: Claim, now: datetime, epoch: int, floor: int = 0) -> rules.Fact:
+def take_in_the_first_epoch(
+    lock: Lock, claim: Claim, now: datetime, epoch: int, floor: int = 0
+) -> rules.Fact:
     return true_take(lock, claim, now, 1, floor)
 
 

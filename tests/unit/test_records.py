@@ -9,7 +9,7 @@ from core.records import array, array_literal, columns_of, table
 from locks.models import Claim, Lock
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00\x1e\x1f"), max_size=20)
-NASTY = st.text('"\\{},NUL\' \n', max_size=12)
+NASTY = st.text("\"\\{},NUL' \n", max_size=12)
 VALUES = st.none() | TEXTS | NASTY | st.sampled_from(["NULL", "null", "", "{}", '"', "\\", '\\"', "\\\\"])
 
 

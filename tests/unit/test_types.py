@@ -47,7 +47,9 @@ def test_every_character_of_the_contract_is_allowed(character: str) -> None:
     assert read(types.Name, f"a{character}b") == f"a{character}b"
 
 
-@pytest.mark.parametrize("name", ["a", "order-42", "a/b/c", "...", "a..b", "..a/b", ".hidden", "=", "-", "a" * 255])
+@pytest.mark.parametrize(
+    "name", ["a", "order-42", "a/b/c", "...", "a..b", "..a/b", ".hidden", "=", "-", "a" * 255]
+)
 def test_name_is_taken(name: str) -> None:
     assert read(types.Name, name) == name
 
@@ -57,7 +59,9 @@ def test_name_with_another_character_is_refused(name: str) -> None:
     assert refusal(types.Name, name) == "bad_name"
 
 
-@pytest.mark.parametrize("name", ["/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "../a", "a/b/.."])
+@pytest.mark.parametrize(
+    "name", ["/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "../a", "a/b/.."]
+)
 def test_name_with_an_empty_or_dotted_segment_is_refused(name: str) -> None:
     assert refusal(types.Name, name) == "bad_segment"
 
@@ -129,7 +133,9 @@ def test_json_is_kept_as_text(value: Any, text: str) -> None:
     assert read(types.Json, value) == text
 
 
-@pytest.mark.parametrize("value", ["\x00", "a\x00b", {"\x00": 1}, {"a": "\x00"}, [1, ["\x00"]], {"a": [{"b\x00": 1}]}])
+@pytest.mark.parametrize(
+    "value", ["\x00", "a\x00b", {"\x00": 1}, {"a": "\x00"}, [1, ["\x00"]], {"a": [{"b\x00": 1}]}]
+)
 def test_json_with_nul_is_refused(value: Any) -> None:
     assert refusal(types.Json, value) == "nul_character"
     if isinstance(value, dict):
@@ -177,7 +183,9 @@ def test_instant_without_offset_is_refused(text: str) -> None:
     assert refusal(types.Instant, text) == "instant_without_offset"
 
 
-@pytest.mark.parametrize("text", ["", "now", "yesterday", "2026-13-01T00:00:00Z", "2026-01-02T25:00:00Z", "1e9", "Z"])
+@pytest.mark.parametrize(
+    "text", ["", "now", "yesterday", "2026-13-01T00:00:00Z", "2026-01-02T25:00:00Z", "1e9", "Z"]
+)
 def test_what_is_no_instant_is_refused(text: str) -> None:
     assert refusal(types.Instant, text) == "instant"
 
@@ -201,7 +209,9 @@ def test_event_id_is_a_uuid_in_any_of_its_forms(value: UUID) -> None:
         assert read(types.EventId, form) == str(value)
 
 
-@pytest.mark.parametrize("text", ["", "1", "g" * 32, "0" * 31, "0" * 33, "00000000-0000-4000-8000-00000000000 "])
+@pytest.mark.parametrize(
+    "text", ["", "1", "g" * 32, "0" * 31, "0" * 33, "00000000-0000-4000-8000-00000000000 "]
+)
 def test_what_is_no_uuid_is_refused(text: str) -> None:
     assert refusal(types.EventId, text) == "uuid"
 
@@ -219,7 +229,8 @@ def test_cursor_leads_back_to_its_place(place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "cursor", ["é", "a", "_w", urlsafe_b64encode(b"\xff\xfe").decode(), encode_cursor("a\x00b"), encode_cursor("a\n")]
+    "cursor",
+    ["é", "a", "_w", urlsafe_b64encode(b"\xff\xfe").decode(), encode_cursor("a\x00b"), encode_cursor("a\n")],
 )
 def test_what_was_never_given_as_a_cursor_is_refused(cursor: str) -> None:
     assert refusal(types.Cursor, cursor) == "cursor"
@@ -241,4 +252,7 @@ def test_limit_is_1_to_200() -> None:
 
 def test_wait_is_0_to_300_seconds() -> None:
     assert [read(types.Wait, 0), read(types.Wait, 300.0)] == [0, 300]
-    assert [refusal(types.Wait, -0.1), refusal(types.Wait, 300.1)] == ["greater_than_equal", "less_than_equal"]
+    assert [refusal(types.Wait, -0.1), refusal(types.Wait, 300.1)] == [
+        "greater_than_equal",
+        "less_than_equal",
+    ]
