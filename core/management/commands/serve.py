@@ -13,6 +13,7 @@ import uvloop
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
+from django.db import connections
 
 from core import logs, serving
 
@@ -103,6 +104,7 @@ class Servers:
         if self._embedded.postgres:
             settings.DATABASE_URL = self._embedded.postgres.url
             settings.DATABASES["default"].update(database(settings.DATABASE_URL))
+            del connections["default"]  # the one from before there was an address
         if self._embedded.valkey:
             settings.REDIS_URL = self._embedded.valkey.url
         note = settings.VAR / "serving.json"
