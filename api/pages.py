@@ -1,12 +1,9 @@
-"""The few pages that are not operations: the front door, the codes of errors, and 404."""
-
-from typing import Any
+"""The few pages that are not operations: the front door and the codes of errors."""
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 
-from api.rest import OperationView
-from core.errors import MethodNotAllowed, NotFound, SyrosError
+from core.errors import SyrosError
 
 
 def home(request: HttpRequest) -> HttpResponse:
@@ -21,18 +18,3 @@ def errors(request: HttpRequest) -> HttpResponse:
 
 def known(kind: type[SyrosError]) -> set[type[SyrosError]]:
     return {kind}.union(*(known(each) for each in kind.__subclasses__()))
-
-
-class NoSuchRoute(OperationView):
-    """Whatever is not there below /api/v1/, as a problem."""
-
-    schema = None  # type: ignore[assignment]
-
-    def initial(self, request: Any, *args: Any, **kwargs: Any) -> None:
-        from api.requests import PREFIX
-        from api.routing import methods
-
-        answered = methods(request.path[len(PREFIX) :].rstrip("/"))
-        if answered:
-            raise MethodNotAllowed(f"Here: {', '.join(answered)}.", allow=answered)
-        raise NotFound("There is no such route.")

@@ -74,7 +74,7 @@ async def call_of(headers: Headers, identity: str, peer: str) -> Call:
 
 
 async def call_by(caller: Caller, headers: Headers, identity: str) -> Call:
-    namespace = await namespaces.get(headers.namespace or caller.namespace)
+    namespace = await namespaces.of(caller, headers.namespace)
     call = Call(caller, namespace, identity)
     if headers.idempotency_key:
         call.idempotency_key = check_idempotency_key(headers.idempotency_key)

@@ -16,7 +16,7 @@ from rest_framework.views import APIView
 from api import requests
 from api.openapi import OperationSchema
 from api.requests import NAMES, Headers
-from api.routing import match
+from api.routing import match, methods
 from core import errors
 from core.callers import ANONYMOUS, Call, Caller, identify
 from core.encoding import encode
@@ -45,7 +45,7 @@ class JSONParser(BaseParser):
     media_type = "*/*"
 
     def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> bytes:
-        limit: int = parser_context["view"].operation_for(parser_context["request"]).max_bytes
+        limit: int = parser_context["view"].find(parser_context["request"])[0].max_bytes
         body: bytes = stream.read(limit + 1)
         if len(body) > limit:
             raise errors.TooLarge(f"The body is larger than {limit} bytes.", limit=limit)
@@ -54,9 +54,6 @@ class JSONParser(BaseParser):
 
 class JSONRenderer(renderers.JSONRenderer):
     def render(self, data: Any, accepted_media_type: Any = None, renderer_context: Any = None) -> bytes:
-        response = (renderer_context or {}).get("response")
-        if response is not None and response.status_code >= 400:
-            response.content_type = "application/problem+json"
         return encode(data)
 
 
@@ -129,7 +126,11 @@ class Credentials(BaseAuthentication):
 
 
 class OperationView(APIView):
-    """The operations at one path, a method each."""
+    """Carries out whatever operation is at a method and a path.
+
+    Django has a class made from it for each path, for the documentation's sake; which operation a request means,
+    the same table says as for the lane, since names may hold slashes and look like verbs.
+    """
 
     operations: dict[str, Operation] = {}
     authentication_classes = [Credentials]
@@ -142,21 +143,25 @@ class OperationView(APIView):
     def get_exception_handler(self) -> Any:
         return problem_response
 
-    def operation_for(self, request: Any) -> Operation:
-        # A name that takes slashes may hide a more special route of another method.
+    @staticmethod
+    def find(request: Any) -> tuple[Operation, dict[str, str]]:
+        """The operation that a request means, and the names in its path.
+
+        Raises: MethodNotAllowed, NotFound.
+        """
         path = request.path[len(requests.PREFIX) :].rstrip("/")
-        found = match(request.method or "", path)
-        operation = found[0] if found else self.operations.get(request.method or "")
-        if operation is None:
-            raise errors.MethodNotAllowed(f"{request.method} is not answered here.")
-        return operation
+        if found := match("GET" if request.method == "HEAD" else request.method, path):
+            return found
+        if answered := methods(path):
+            raise errors.MethodNotAllowed(f"Here: {', '.join(answered)}.", allow=answered)
+        raise errors.NotFound("There is no such route.")
 
     def perform_authentication(self, request: Request) -> None:
-        if request.method != "OPTIONS" and not self.operation_for(request).anonymous:
+        if request.method != "OPTIONS" and not self.find(request)[0].anonymous:
             super().perform_authentication(request)
 
-    def handle(self, request: Request, **names: str) -> Response:
-        operation = self.operation_for(request)
+    def handle(self, request: Request, **_: str) -> Response:
+        operation, names = self.find(request)
         if operation.streams:
             raise errors.NotAcceptable("A stream: ask without Accept: text/html.")
         headers = headers_of(request)
@@ -179,6 +184,8 @@ class OperationView(APIView):
             response["Idempotency-Replayed"] = "true"
         return response
 
+    http_method_not_allowed = handle  # another path's method may be meant, or none
+
     def initialize_request(self, request: Any, *args: Any, **kwargs: Any) -> Request:
         request.request_id = requests.request_id(headers_of(request))
         return super().initialize_request(request, *args, **kwargs)
@@ -186,6 +193,8 @@ class OperationView(APIView):
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)
         response["X-Request-Id"] = getattr(request, "request_id", "")
+        if response.status_code >= 400 and isinstance(response.accepted_renderer, JSONRenderer):
+            response.content_type = "application/problem+json"
         return response
 
     def get_view_name(self) -> str:
@@ -209,6 +218,8 @@ def problem_response(error: Exception, context: dict[str, Any]) -> Response | No
     response = Response(found.problem(getattr(request, "request_id", "")), status=found.status)
     for name, value in found.headers.items():
         response[name] = value
+    if isinstance(found, errors.MethodNotAllowed):
+        response["Allow"] = ", ".join(found.extra.get("allow", ()))
     return response
 
 

@@ -36,5 +36,5 @@ urlpatterns = [
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("api/docs/errors", pages.errors, name="errors"),
     *operation_urls(),
-    re_path("^api/v1/.*$", pages.NoSuchRoute.as_view()),
+    re_path("^api/v1/.*$", view_for({})),  # a slash at the end, or nothing at all
 ]

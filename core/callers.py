@@ -1,12 +1,12 @@
 """Who calls, where, and whether they may."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 # where no wake-up arrives.
 VERDICT_SECONDS = 4.0
 VERDICTS = 10_000
-LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
+_LOOPBACK = r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
+LOOPBACK_HOST = re.compile(_LOOPBACK, re.IGNORECASE)
+LOOPBACK_ORIGIN = re.compile(f"https?://{_LOOPBACK}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Caller:
     principal: str
     namespace: str = "default"
     is_admin: bool = False
+    is_confined: bool = False  # to that namespace: for the others it is as if they were not there
 
 
 @dataclass(slots=True)
@@ -115,18 +118,11 @@ def developer(peer: str, host: str, origin: str | None) -> Caller:
         raise Unauthenticated
     # A page in a browser on this machine must not drive its Syros: neither under a foreign name that
     # resolves to 127.0.0.1, nor by a form or script of another site.
-    if hostname(host) not in LOOPBACK_NAMES:
+    if not LOOPBACK_HOST.fullmatch(host):
         raise Forbidden("In development mode Host must be a loopback name.", host=host)
-    if origin and hostname(urlsplit(origin).netloc) not in LOOPBACK_NAMES:
+    if origin and not LOOPBACK_ORIGIN.fullmatch(origin):
         raise Forbidden("In development mode a foreign Origin is refused.", origin=origin)
     return DEVELOPER
-
-
-@lru_cache(maxsize=1024)
-def hostname(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].lower()
 
 
 @lru_cache(maxsize=1024)
@@ -139,11 +135,24 @@ def is_loopback(address: str) -> bool:
     return (mapped or found).is_loopback
 
 
+def no_namespace(name: str) -> NotFound:
+    return NotFound("There is no such namespace.", namespace=name[:63])
+
+
 class Namespaces:
     """The namespaces there are, by name, remembered: they are never renamed or renumbered."""
 
     def __init__(self) -> None:
         self._known: dict[str, Namespace] = {}
+
+    async def of(self, caller: Caller, name: str = "") -> Namespace:
+        """The namespace that a caller names, or its credential's own.
+
+        Raises: NotFound, also for one that the caller is not of.
+        """
+        if caller.is_confined and name not in {"", caller.namespace}:
+            raise no_namespace(name)
+        return await self.get(name or caller.namespace)
 
     async def get(self, name: str) -> Namespace:
         if known := self._known.get(name):
@@ -152,7 +161,7 @@ class Namespaces:
 
         found = await rows("select number from core_namespace where name = %s", [name])
         if not found:
-            raise NotFound("There is no such namespace.", namespace=name[:63])
+            raise no_namespace(name)
         return self._known.setdefault(name, Namespace(name, found[0][0]))
 
     def clear(self) -> None:

@@ -19,6 +19,8 @@ def conninfo() -> str:
     params = dict(connections["default"].get_connection_params())
     for name in ("pool", "cursor_factory", "prepare_threshold", "context"):
         params.pop(name, None)
+    # Instants are shown in the session's zone, whatever the server's.
+    params["options"] = f"{params.get('options', '')} -c timezone=UTC".strip()
     return make_conninfo("", **params, application_name="syros", connect_timeout=3)
 
 

@@ -1,8 +1,10 @@
 """Scalars that several operations share, with their limits."""
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
+from collections.abc import Callable
 from datetime import datetime
+from math import isfinite
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -15,6 +17,9 @@ MAX_NUMBER = 2**53 - 1
 
 _NAME = re.compile(r"[A-Za-z0-9._:@/+=-]{1,255}")
 _SYSTEM_NAME = re.compile(r"\$[A-Za-z0-9._:@/+=$-]{1,299}")
+_UUID = re.compile(
+    r"(urn:uuid:)?\{?[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}\}?", re.IGNORECASE
+)  # what uuid.UUID takes, less the odd characters that int() takes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -43,22 +48,34 @@ def check_text(text: str) -> str:
     return text
 
 
-def _holds_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\x00" in value
+def _holds(value: Any, what: Callable[[Any], bool]) -> bool:
+    """Is there such a string or number anywhere in this JSON?"""
     if isinstance(value, dict):
-        return any(_holds_nul(each) for pair in value.items() for each in pair)
-    return isinstance(value, list) and any(_holds_nul(each) for each in value)
+        return any(_holds(each, what) for pair in value.items() for each in pair)
+    if isinstance(value, list):
+        return any(_holds(each, what) for each in value)
+    return what(value)
+
+
+def _is_nul(value: Any) -> bool:
+    return isinstance(value, str) and "\x00" in value
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not isfinite(value)
 
 
 def to_json_text(value: Any) -> str:
-    """JSON as it will be stored. NUL is legal in JSON and in no PostgreSQL text, so it is refused here."""
+    """JSON as it will be stored. NUL is legal in JSON and in no PostgreSQL text, so it is refused here; so are
+    infinities, which JSON cannot say and orjson would write as null."""
     try:
         text = encode(value).decode()
     except (TypeError, ValueError) as error:
         raise PydanticCustomError("not_json", "{why}", {"why": str(error)[:200]}) from None
-    if "\\u0000" in text and _holds_nul(value):
+    if "\\u0000" in text and _holds(value, _is_nul):
         raise PydanticCustomError("nul_character", "no NUL characters")
+    if "null" in text and _holds(value, _is_no_number):
+        raise PydanticCustomError("not_json", "no infinities and no NaN")
     return text
 
 
@@ -81,10 +98,9 @@ def to_instant(value: Any) -> Any:
 
 
 def check_uuid(value: str) -> str:
-    try:
-        return str(UUID(value))
-    except ValueError:
-        raise PydanticCustomError("uuid", "a UUID") from None
+    if not _UUID.fullmatch(value):
+        raise PydanticCustomError("uuid", "a UUID")
+    return str(UUID(value))
 
 
 def encode_cursor(place: str) -> str:
@@ -93,7 +109,8 @@ def encode_cursor(place: str) -> str:
 
 def decode_cursor(cursor: str) -> str:
     try:
-        return check_text(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode())
+        padded = cursor + "=" * (-len(cursor) % 4)
+        return check_text(b64decode(padded, altchars=b"-_", validate=True).decode())
     except ValueError:
         raise PydanticCustomError("cursor", "a next_cursor as it was given") from None
 

@@ -39,7 +39,7 @@ async def by_key(credential: str) -> Caller | None:
     )
     if not found or not hmac.compare_digest(found[0][1], keys.digest(credential, settings.API_KEY_PEPPER)):
         return None
-    return Caller(f"key:{key_id}", namespace=found[0][0].partition("/")[0])
+    return Caller(f"key:{key_id}", namespace=found[0][0].partition("/")[0], is_confined=True)
 
 
 @authenticator

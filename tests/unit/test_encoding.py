@@ -104,7 +104,6 @@ def test_instant_is_rfc_3339_with_z(at: datetime, text: str) -> None:
     assert datetime.fromisoformat(text) == at
 
 
-@pytest.mark.xfail(strict=True, reason="the engine's and the pool's sessions keep the server's time zone")
 def test_database_gives_instants_in_utc_whatever_the_servers_zone() -> None:
     assert "timezone=utc" in str(conninfo_to_dict(conninfo()).get("options")).lower()
 

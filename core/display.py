@@ -1,0 +1,71 @@
+"""How the admin writes things down: instants, spans, states and JSON."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.contrib import admin
+from django.template.loader import render_to_string
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+MOST_JSON = 100_000  # characters of one value on a page
+
+
+def when(at: datetime | None) -> str:
+    """An instant, in UTC, to the millisecond: what one compares with a log."""
+    if at is None:
+        return "-"
+    utc = at.astimezone(UTC)
+    text = utc.isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
+    return format_html('<time datetime="{}" title="UTC" class="whitespace-nowrap">{}</time>', utc.isoformat(), text)
+
+
+def span(seconds: timedelta | float) -> str:
+    """A length of time in its two largest units."""
+    left = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+    if left < 0:
+        return f"-{span(-left)}"
+    if left < 60:
+        return f"{left:.1f} s"
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        parts.append(f"{int(count)} {unit}" if count else "")
+    first = next(index for index, part in enumerate(parts) if part)
+    return " ".join(part for part in parts[first : first + 2] if part)
+
+
+def label(text: str, kind: str = "") -> SafeString:
+    """A word with a colour; the word alone says it too. Kinds: success, info, warning, danger."""
+    return render_to_string("unfold/helpers/label.html", {"text": text, "type": kind})
+
+
+def link(url: str, text: Any) -> SafeString:
+    return format_html('<a href="{}" class="text-primary-600 dark:text-primary-500">{}</a>', url, text)
+
+
+def pretty(text: str | None) -> SafeString:
+    """Stored JSON, indented; of a huge value the beginning."""
+    if not text:
+        return format_html("-")
+    shown = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    rest = len(shown) - MOST_JSON
+    more = f"\n… {rest:,} more characters: read the event over the API." if rest > 0 else ""
+    return format_html(
+        '<pre class="font-mono leading-relaxed max-h-96 overflow-auto text-xs whitespace-pre-wrap">{}{}</pre>',
+        shown[:MOST_JSON],
+        more,
+    )
+
+
+def instant(name: str, title: str | None = None) -> Callable[[Any], str]:
+    """A column that shows an instant of the row."""
+
+    @admin.display(description=title or name.removesuffix("_at").replace("_", " "))
+    def show(row: Any) -> str:
+        return when(getattr(row, name))
+
+    show.__name__ = name
+    return show
