@@ -289,6 +289,7 @@ class Engine:
         with connection.transaction():
             connection.execute("select pg_advisory_xact_lock(7306)")
             row = connection.execute("select clock_timestamp(), max(beat_at) from core_process").fetchone()
+            mind_timeline(connection)
             now, beaten = row or (None, None)
             if beaten and (away := (now - beaten).total_seconds()) > OUTAGE:
                 logger.warning("nobody served for %.1f s; leases are extended by it", away)
@@ -308,10 +309,23 @@ class Engine:
         self._disconnect()
 
 
+def mind_timeline(connection: psycopg.Connection[Any]) -> None:
+    """A promotion or a restore begins another timeline of the WAL: then the epoch rises, so that tokens given
+    out before it, even those that were lost with the old primary, stay the smaller ones."""
+    # Some managed services do not tell; there `manage.py raise_epoch` is the operator's.
+    with contextlib.suppress(*UNTOLD), connection.transaction():
+        connection.execute(MIND_TIMELINE)
+
+
 def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+MIND_TIMELINE = """update core_cluster known
+set epoch = epoch + (known.timeline is not null)::int, timeline = present.timeline
+from (select ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline) present
+where known.timeline is distinct from present.timeline"""
+UNTOLD = (pg.FeatureNotSupported, pg.UndefinedFunction, pg.InsufficientPrivilege)
 RACES = (pg.SerializationFailure, pg.DeadlockDetected, pg.LockNotAvailable, pg.UniqueViolation)
 LOST = (pg.AdminShutdown, pg.CrashShutdown, pg.CannotConnectNow)
 BEAT = """insert into core_process (id, host, pid, started_at, beat_at, expires_at)

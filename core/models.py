@@ -68,6 +68,7 @@ class Cluster(models.Model):
 
     id = models.SmallIntegerField(primary_key=True, default=1)
     epoch = models.BigIntegerField(default=1)
+    timeline = models.IntegerField(null=True, help_text="of the WAL; a promotion or a restore begins another")
     # Names the wake-up channel, so that two installations may share a Redis.
     identity = models.UUIDField(default=uuid4)
 

@@ -1,0 +1,26 @@
+"""What every serving process clears away now and then; that several do it at once hurts nothing."""
+
+from django.conf import settings
+
+from core.database import rows
+from core.runtime import every
+
+AT_ONCE = 1000  # rows a statement, so that none is long
+OLD_ANSWERS = """delete from core_answer where id in (
+    select id from core_answer where created_at < clock_timestamp() - %s * interval '1 hour' limit %s
+    for update skip locked) returning id"""
+# A claim of a process that is not listed counts as one of a process that is gone.
+DEAD_PROCESSES = """delete from core_process where expires_at < clock_timestamp() - interval '1 hour'
+    returning id"""
+
+
+@every(60)
+async def forget_answers() -> None:
+    """Kept answers older than SYROS_IDEMPOTENCY_HOURS."""
+    while len(await rows(OLD_ANSWERS, [settings.IDEMPOTENCY_HOURS, AT_ONCE])) == AT_ONCE:
+        pass
+
+
+@every(600)
+async def forget_processes() -> None:
+    await rows(DEAD_PROCESSES)
