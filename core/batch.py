@@ -287,8 +287,10 @@ class Batch:
                 heads.append(need)
             else:
                 named.setdefault(need.namespace, set()).add(need.event_id)
-        # A fixed order of kinds, rows in sorted order: two processes never wait for each other in a circle.
-        sent = [self._send_kind(table(m), kinds[m]) for m in sorted(kinds, key=lambda m: m._meta.db_table)]
+        # A fixed order of kinds, rows in sorted order: two processes never wait for each other in a circle. What
+        # is guarded by another row's lock comes after it, or it would be from before the wait for that row.
+        order = sorted(kinds, key=lambda m: (not m.engine_locks, m._meta.db_table))
+        sent = [self._send_kind(table(m), kinds[m]) for m in order]
         sent += [self._send_head(head) for head in heads]
         return sent + [self._send_named(number, ids) for number, ids in named.items()]
 

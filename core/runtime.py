@@ -10,7 +10,7 @@ from django.conf import settings
 
 from core.batch import Job
 from core.callers import Call, authorize
-from core.database import pool
+from core.database import pool, tail_pool
 from core.encoding import encode
 from core.engine import Engine
 from core.errors import Unavailable
@@ -50,6 +50,7 @@ class Runtime:
     async def start(self) -> None:
         self.loop, self.stopping = asyncio.get_running_loop(), False
         await pool.open()
+        await tail_pool.open()
         self.tail = Tail(self.waiters)
         self.tail.start()
         self.engine = Engine(self._deliver, self.waiters.expect, limit=settings.QUEUE_LIMIT)
@@ -70,6 +71,7 @@ class Runtime:
         if self.tail:
             await self.tail.stop()
         await pool.close()
+        await tail_pool.close()
 
     def release_waiters(self) -> None:
         """End every wait with 503: the process stops, and another one serves the retry."""
@@ -173,6 +175,8 @@ class Runtime:
             raise Unavailable("This process is not serving.")
         job = Job(operation, params, call, self.loop.create_future())
         if operation.waits:
+            if self.tail:
+                await self.tail.attend(call.namespace.number)
             job.granted = self.loop.create_future()
         if call.idempotency_key:
             identify(job)

@@ -18,7 +18,7 @@ from django.conf import settings
 
 from core import log
 from core.callers import verdicts
-from core.database import conninfo, pool
+from core.database import conninfo, rows, tail_pool
 from core.errors import Gone, SyrosError
 from core.log import Entry
 from core.models import log_id
@@ -100,6 +100,23 @@ class Tail:
     def follow(self, number: int) -> Following:
         return self._logs.setdefault(number, Following(number))
 
+    async def attend(self, number: int) -> None:
+        """Know how far a log reaches before a command goes off that may wait for one of its events: whatever
+        ends the wait comes after that, and is read.
+
+        Raises: Unavailable.
+        """
+        if self.follow(number).head < 0:
+            _, head = await self.bounds(number)
+            self._begin(self.follow(number), head)
+
+    def _begin(self, following: Following, head: int) -> None:
+        """Hand on what comes after this position; who listens already looks for itself at what is there."""
+        if following.head < 0:
+            following.head = head
+            for listener in following.listeners:
+                listener.set()
+
     def committed(self, entries: Sequence[Entry]) -> None:
         """Entries that this process's engine committed: handed on at once when they are the next ones."""
         by_log: dict[int, list[Entry]] = {}
@@ -161,7 +178,7 @@ class Tail:
             following.ring.clear()
 
     async def _read(self, number: int, after: int, limit: int) -> list[Entry]:
-        rows = await pool.rows(log.AFTER, [log_id(number, after), log_id(number + 1, 0) - 1, limit])
+        rows = await tail_pool.rows(log.AFTER, [log_id(number, after), log_id(number + 1, 0) - 1, limit])
         return [log.entry(number, row) for row in rows]
 
     # -- for those who follow ------------------------------------------------------------------------
@@ -187,7 +204,7 @@ class Tail:
 
     async def bounds(self, number: int) -> tuple[int, int]:
         """The floor (pruned up to there) and the last position of a namespace's log, as the database says."""
-        ((_, head, floor),) = await pool.rows(HEADS, [[number]])
+        ((_, head, floor),) = await rows(HEADS, [[number]])
         return floor, head
 
     # -- wake-ups ------------------------------------------------------------------------------------
@@ -196,10 +213,8 @@ class Tail:
         """The backstop: once a second, ask how far the logs reach."""
         while True:
             if self._logs:
-                for number, head, _ in await pool.rows(HEADS, [list(self._logs)]):
-                    following = self._logs[number]
-                    if following.head < 0:
-                        following.head = max(following.head, head)
+                for number, head, _ in await tail_pool.rows(HEADS, [list(self._logs)]):
+                    self._begin(self._logs[number], head)
                     self.announce(number, head)
             self.polled_at = asyncio.get_running_loop().time()
             await asyncio.sleep(POLL_SECONDS)
@@ -222,7 +237,7 @@ class Tail:
 
     async def _channel_name(self) -> str:
         if not self._channel:
-            ((identity,),) = await pool.rows("select identity from core_cluster")
+            ((identity,),) = await tail_pool.rows("select identity from core_cluster")
             self._channel = f"{CHANNEL}:{identity}"
         return self._channel
 
@@ -261,7 +276,7 @@ class Tail:
             return int(await self._redis.publish(await self._channel_name(), message))
         except (redis.RedisError, OSError):
             # In a statement of its own: inside the engine's transaction it would cost it most of its speed.
-            await pool.rows("select pg_notify(%s, %s)", [CHANNEL, message])
+            await tail_pool.rows("select pg_notify(%s, %s)", [CHANNEL, message])
             return 2
 
     def changed_access(self) -> None:
