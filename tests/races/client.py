@@ -86,7 +86,9 @@ class Client:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         payload = b"" if body is None else orjson.dumps(body)
-        target = (path if path.startswith("/") else f"{API}/{path}") + (f"?{urlencode(query)}" if query else "")
+        target = (path if path.startswith("/") else f"{API}/{path}") + (
+            f"?{urlencode(query)}" if query else ""
+        )
         head = [
             f"{method} {target} HTTP/1.1",
             "Host: localhost",

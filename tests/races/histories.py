@@ -77,7 +77,9 @@ class Queue:
         getattr(self, f"_{verb}", self._ended)(verb, event["data"])
 
     def _queued(self, verb: str, data: dict[str, Any]) -> None:
-        require(data["ticket"] == self.last_ticket + 1, f"{self.key}: ticket {data['ticket']} is not the next")
+        require(
+            data["ticket"] == self.last_ticket + 1, f"{self.key}: ticket {data['ticket']} is not the next"
+        )
         require(self.holder or self.waiting, f"{self.key}: {data['owner']} queues for a free lock")
         self.last_ticket = data["ticket"]
         self.waiting[data["ticket"]] = data["owner"]
