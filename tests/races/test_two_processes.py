@@ -31,7 +31,7 @@ async def through_both(pair: Pair, count: int = 1) -> AsyncIterator[tuple[list[C
 
 async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
