@@ -14,26 +14,30 @@ from core.errors import Unavailable
 Row = tuple[Any, ...]
 
 
-def conninfo() -> str:
-    """The DSN of Django's default database, as libpq takes it."""
+def conninfo(options: str = "") -> str:
+    """The DSN of Django's default database, as libpq takes it; with further settings of the session."""
     params = dict(connections["default"].get_connection_params())
     for name in ("pool", "cursor_factory", "prepare_threshold", "context"):
         params.pop(name, None)
     # Instants are shown in the session's zone, whatever the server's.
-    params["options"] = f"{params.get('options', '')} -c timezone=UTC".strip()
+    params["options"] = f"{params.get('options', '')} -c timezone=UTC {options}".strip()
     return make_conninfo("", **params, application_name="syros", connect_timeout=3)
 
 
 class Pool:
-    """Opened by the process that serves; reads wait at most two seconds for a connection."""
+    """Opened by the process that serves; reads wait at most two seconds for a connection, and run for at most ten.
 
-    def __init__(self) -> None:
+    Parameters: `size`, how many connections at most.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._pool: AsyncConnectionPool[Any] | None = None
 
     async def open(self) -> None:
         self._pool = AsyncConnectionPool(
-            conninfo(), min_size=1, max_size=4, timeout=2.0, open=False, reconnect_timeout=5,
-            kwargs={"autocommit": True, "prepare_threshold": 1},
+            conninfo("-c statement_timeout=10s"), min_size=1, max_size=self._size, timeout=2.0, open=False,
+            reconnect_timeout=5, kwargs={"autocommit": True, "prepare_threshold": 1},
         )  # fmt: skip
         await self._pool.open()
 
@@ -57,5 +61,6 @@ class Pool:
         raise Unavailable
 
 
-pool = Pool()
+pool = Pool(4)
+tail_pool = Pool(1)  # the tail's own: readers that keep the others busy must not hold up who waits
 rows = pool.rows

@@ -19,6 +19,7 @@ from core.runtime import runtime
 logger = logging.getLogger("syros.serving")
 
 DRAIN_SECONDS = 20
+REQUEST_SECONDS = 60.0  # for a request to arrive whole
 
 
 class Server(uvicorn.Server):
@@ -57,8 +58,39 @@ class OneWrite:
 
 
 class Protocol(HttpToolsProtocol):
+    """uvicorn's, which answers in one write and does not wait for ever for a request to be complete."""
+
+    _complete = True
+    _patience: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
+        self._be_patient()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._complete:
+            if self._patience:
+                self._patience.cancel()
+                self._patience = None
+        elif not self._patience:
+            self._be_patient()
+
+    def on_message_begin(self) -> None:
+        self._complete = False
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._patience:
+            self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _be_patient(self) -> None:
+        self._patience = self.loop.call_later(REQUEST_SECONDS, self.transport.close)
 
 
 def listen(host: str, port: int) -> socket.socket:

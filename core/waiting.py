@@ -1,6 +1,7 @@
 """Callers that wait: who waits for which ticket in this process, and how a wait ends."""
 
 import asyncio
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,7 @@ class Waiters:
     that no grant can come between; the rest runs in the serving loop."""
 
     def __init__(self) -> None:
+        self._changing = threading.RLock()
         self._jobs: dict[Place, list[Job]] = {}
         self._streams: dict[tuple[int, str], int] = {}
 
@@ -31,14 +33,21 @@ class Waiters:
     def expect(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
             if isinstance(job.value, Waiting) and job.granted is not None:
-                self.forget(job)  # a batch that ran again may have given it another ticket
-                job.place = (job.call.namespace.number, job.value.stream, job.value.ticket)
-                self._jobs.setdefault(job.place, []).append(job)
-                stream = job.place[:2]
-                self._streams[stream] = self._streams.get(stream, 0) + 1
+                with self._changing:
+                    self.forget(job)  # a batch that ran again may have given it another ticket
+                    job.place = (job.call.namespace.number, job.value.stream, job.value.ticket)
+                    self._jobs.setdefault(job.place, []).append(job)
+                    stream = job.place[:2]
+                    self._streams[stream] = self._streams.get(stream, 0) + 1
 
     def forget(self, job: Job) -> bool:
         """Take a job out; True if nobody else in this process waits in its place."""
+        if job.place is None:
+            return False
+        with self._changing:
+            return self._take_out(job)
+
+    def _take_out(self, job: Job) -> bool:
         place, job.place = job.place, None
         if place is None or job not in self._jobs.get(place, ()):
             return False

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
@@ -178,6 +179,9 @@ def batch_answer(entries: list[Entry]) -> AppendedBatch:
 
 # -- reading -----------------------------------------------------------------------------------------
 
+SEARCH = 100_000  # positions that one statement looks through for what is chosen
+SEARCH_SECONDS = 2.0  # how long a reader that would not wait is kept while nothing is found
+
 
 @query("GET events/{stream_id}", returns=StreamPage, hot=True)
 async def read(
@@ -237,23 +241,27 @@ async def read_all(
 
     Positions are dense and in commit order: whoever goes on at `next_position` misses nothing. `wait_seconds`
     (at most 300) holds the request until something is there. System streams (`$…`) are left out unless
-    `system` is true or `prefix` begins with `$`.
+    `system` is true or `prefix` begins with `$`. `has_more` tells to go on at once, also after a page without
+    events: in a long log a rare choice is searched for in steps.
 
     Errors: `position_pruned` (410), `position_ahead` (409).
     """
     choice = Choice(category, prefix, (event_type,) if event_type else (), system)
     position = max(from_position, 1)
     head = await head_for(call, position)
-    deadline = asyncio.get_running_loop().time() + wait_seconds
+    started = monotonic()
     with following().listening(call.namespace.number) as grown:
         while True:
             grown.clear()
             page = await log_page(call.namespace.number, position, head, choice, limit)
-            left = deadline - asyncio.get_running_loop().time()
-            if page.events or left <= 0 or not await grew(grown, left):
+            took = monotonic() - started
+            if page.events or (page.has_more and took > max(wait_seconds, SEARCH_SECONDS)):
                 return page
+            if not page.has_more:
+                if took >= wait_seconds or not await grew(grown, wait_seconds - took):
+                    return page
+                _, head = await following().bounds(call.namespace.number)
             position = page.next_position
-            _, head = await following().bounds(call.namespace.number)
 
 
 def following() -> Tail:
@@ -319,17 +327,21 @@ async def head_for(call: Call, position: int) -> int:
 
 
 async def log_page(number: int, position: int, head: int, choice: Choice, limit: int) -> LogPage:
-    """A page of what is chosen up to `head`, which was read before: what is committed since is not skipped."""
+    """A page of what is chosen up to `head`, which was read before: what is committed since is not skipped.
+
+    It looks through SEARCH positions at most; a page may be empty and yet have more after it.
+    """
     where, values = choice.conditions()
+    last = min(head, position + SEARCH - 1)
     found = await rows(
         f"{log.SELECT} where id >= %s and id <= %s and {where} order by id limit %s",
-        [log_id(number, position), log_id(number, head), *values, limit + 1],
+        [log_id(number, position), log_id(number, last), *values, limit + 1],
     )
     entries = [log.entry(number, row) for row in found]
-    has_more = len(entries) > limit
-    next_position = entries[limit].position if has_more else head + 1
+    more = len(entries) > limit
+    next_position = entries[limit].position if more else last + 1
     events: Any = [entry.public() for entry in entries[:limit]]
-    return LogPage(events, next_position, head, has_more)
+    return LogPage(events, next_position, head, more or last < head)
 
 
 @query("GET events/follow")

@@ -349,7 +349,8 @@ async def find(
 ) -> Locks:
     """Locks by key prefix, owner, held or contended, in key order."""
     start = f"{call.namespace.name}/{prefix}"
-    conditions, values = ["starts_with(id, %s)", "id >= %s", "id > %s"], [start, start, cursor or ""]
+    # "~" comes after everything that a key may hold, so these are the keys that begin so.
+    conditions, values = ["id >= %s", "id < %s", "id > %s"], [start, start + "~", cursor or ""]
     if owner is not None:
         conditions.append("owner = %s and lock_id is not null and expires_at > clock_timestamp()")
         values.append(owner)

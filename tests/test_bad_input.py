@@ -9,6 +9,7 @@ import httpx
 import pytest
 from django.test import Client
 
+from core import serving
 from tests.doors import Door, Refused, Served
 
 NUL, LONE = "a\x00b", "\ud800"
@@ -274,6 +275,28 @@ def test_traceparent_becomes_the_correlation_id(send: Bytes) -> None:
     send("POST", "/api/v1/events/s", b'{"event_type":"t","data":1}', **headers)
     _, page, _ = send("GET", "/api/v1/events/s")
     assert page["events"][0]["correlation_id"] == trace
+
+
+def silence(served: Served, *parts: bytes) -> bytes:
+    """What the server says to a client that sends these and no more, until it hangs up."""
+    with socket.create_connection(("127.0.0.1", served.port), 5) as connection:
+        connection.settimeout(5)
+        for part in parts:
+            connection.sendall(part)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+        return answer
+
+
+def test_a_request_must_arrive_whole_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.3)
+    head = b"POST /api/v1/locks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    assert silence(served) == b""
+    assert silence(served, head) == b""
+    assert silence(served, head + b"Content-Length: 100\r\n\r\n{") == b""
+    whole = b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert silence(served, whole, head).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize(

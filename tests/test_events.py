@@ -246,6 +246,23 @@ def test_the_log_is_filtered(call: Door, query: dict[str, Any], streams: list[st
     assert page["next_position"] == page["head"] + 1 == 5
 
 
+def test_a_rare_choice_is_searched_for_in_steps(call: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    from events import services
+
+    monkeypatch.setattr(services, "SEARCH", 3)
+    call("events.append", stream_id="common-1", events=many(10))
+    call("events.append", stream_id="rare-1", event_type="t", data={})
+    call("events.append", stream_id="common-1", events=many(4))
+    found = call("events.read_all", category="rare")
+    assert [event["position"] for event in found["events"]] == [11]
+    assert (found["next_position"], found["has_more"]) == (13, True)
+    rest = call("events.read_all", category="rare", from_position=13)
+    assert (rest["events"], rest["next_position"], rest["has_more"]) == ([], 16, False)
+    monkeypatch.setattr(services, "SEARCH_SECONDS", -1)  # no time for a second step
+    first = call("events.read_all", category="rare")
+    assert (first["events"], first["next_position"], first["has_more"]) == ([], 4, True)
+
+
 def test_beyond_the_head_is_a_later_past(call: Door) -> None:
     call("events.append", stream_id="s", event_type="t", data={})
     assert call("events.read_all", from_position=2)["events"] == []
