@@ -50,6 +50,7 @@ def main() -> None:
     # Ended from outside, this process still ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started, names = datetime.now(UTC), options.names or list(QUESTIONS)
+    about = {"machine": report.machine(), "options": vars(options)}
     if shutil.which("etcd") is None:
         print("etcd is not installed (Debian: etcd-server): its side is skipped")
     try:
@@ -57,7 +58,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("\nstopped; everything is cleaned up")
     whole = not options.names and (options.seconds, options.rounds) >= (3, 3)
-    path = report.write(figures, started=started, whole=whole, options=vars(options))
+    path = report.write(figures, started=started, whole=whole, about=about)
     print(f"\n{report.table(figures)}\n\n{path.relative_to(ROOT)}")
 
 

@@ -1,5 +1,6 @@
 """How much memory, and does it grow? Syros and Valkey; PostgreSQL's is PostgreSQL's."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from bench.load import Load, errors, raw, wrk
@@ -10,7 +11,8 @@ from bench.servers import Syros, folder
 needs_wrk = True
 CONNECTIONS = 64
 FIRST, ALL = 100_000, 300_000
-PATIENCE = 120  # seconds for one of the loads, then so many commands have to do
+SLICE = 5  # seconds, of a load that goes on until there were enough commands
+PATIENCE = 24  # slices, then so many commands have to do
 GROWTH = 2.0  # percent that an allocator may give or take
 
 
@@ -20,12 +22,11 @@ def measure(seconds: int, rounds: int) -> list[Figure]:
         return []
     with folder() as home, Syros(home) as syros:
         at_start = resident(syros)
-        loads = [drive(syros, FIRST)]
-        at_first = resident(syros)
-        loads.append(drive(syros, ALL - FIRST))
-        at_all = resident(syros)
+        loads = drive(syros, FIRST)
+        early, at_first = commands(loads), resident(syros)
+        loads += drive(syros, ALL - early)
+        late, at_all = commands(loads), resident(syros)
     first, last = sum(at_first.values()), sum(at_all.values())
-    early, late = loads[0].requests, loads[0].requests + loads[1].requests
     measured: dict[str, Any] = {"start": at_start, "first": at_first, "all": at_all, "loads": raw(loads)}
     return [
         Figure(f"memory after {early:,} commands", "MB", first, None, at_most(250), errors(loads), measured),
@@ -34,8 +35,16 @@ def measure(seconds: int, rounds: int) -> list[Figure]:
     ]
 
 
-def drive(syros: Syros, commands: int) -> Load:
-    return wrk(syros, "syros_mix", CONNECTIONS, limit=commands)(PATIENCE)
+def drive(syros: Syros, enough: int) -> list[Load]:
+    run = wrk(syros, "syros_mix", CONNECTIONS)
+    loads: list[Load] = []
+    while commands(loads) < enough and len(loads) < PATIENCE:
+        loads.append(run(SLICE))
+    return loads
+
+
+def commands(loads: Iterable[Load]) -> int:
+    return sum(load.requests for load in loads)
 
 
 def resident(syros: Syros) -> dict[str, float]:

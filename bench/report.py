@@ -97,7 +97,7 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
-def write(figures: Sequence[Figure], *, started: datetime, whole: bool, options: dict[str, Any]) -> Path:
+def write(figures: Sequence[Figure], *, started: datetime, whole: bool, about: dict[str, Any]) -> Path:
     """The figures with everything raw, named after day and commit; a part of them stays out of git."""
     commit = git("rev-parse", "--short", "HEAD") or "unknown"
     path = RESULTS / f"{started:%Y-%m-%d}-{commit}{'' if whole else '.local'}.json"
@@ -105,8 +105,7 @@ def write(figures: Sequence[Figure], *, started: datetime, whole: bool, options:
         "date": started.isoformat(timespec="seconds"),
         "commit": commit,
         "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "machine": machine(),
-        "options": options,
+        **about,
         "seconds_taken": round((datetime.now(UTC) - started).total_seconds()),
         "figures": [
             {
