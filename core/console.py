@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 
 import psycopg
 from django import forms
+from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import quote
 from django.db import OperationalError, connection, models, transaction
 from django.db.models import Func, QuerySet
+from django.db.models.functions import Cast
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -26,12 +28,14 @@ from unfold.widgets import UnfoldAdminTextInputWidget
 
 from core import callers
 from core.callers import Call, Caller, authorize
+from core.display import pretty
 from core.errors import Forbidden, SyrosError
 from core.models import Namespace
 from core.operations import Operation, registry
 from core.runtime import runtime
 
 PAGE = 100
+LISTED_NAMESPACES = 200  # in a filter; any other can be named in the address
 MOST_NAMESPACES = 1000  # that one search looks into
 LIST_SECONDS, PANEL_SECONDS = 5.0, 2.0
 
@@ -102,6 +106,10 @@ CURSORS = ("after", "before")
 class Keyset(ChangeList):  # type: ignore[misc]
     """A list that pages by primary key: it never counts, and its last page costs what its first does."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.title = self.opts.verbose_name_plural
+
     def get_ordering(self, request: HttpRequest, queryset: Any) -> list[str]:
         return ["-pk" if self.model_admin.newest_first else "pk"]
 
@@ -112,7 +120,6 @@ class Keyset(ChangeList):  # type: ignore[misc]
         return super().get_filters(request)
 
     def get_results(self, request: HttpRequest) -> None:
-        self.title = self.opts.verbose_name_plural.capitalize() if self.opts else ""
         backwards = "before" in request.GET
         cursor = request.GET.get("before") or request.GET.get("after")
         rows = self._rows(request, cursor, backwards)
@@ -121,14 +128,15 @@ class Keyset(ChangeList):  # type: ignore[misc]
             rows.reverse()
         self.earlier = rows[0].pk if rows and (more if backwards else cursor) else None
         self.later = rows[-1].pk if rows and (backwards or more) else None
-        self.total = self._total(len(rows))
+        whole = self.earlier is None and self.later is None
+        self.total = str(len(rows)) if whole else self.model_admin.total(request, self)
         self.result_list, self.paginator = rows, None
         self.result_count = self.full_result_count = len(rows)
         self.can_show_all = self.multi_page = self.show_full_result_count = False
         self.show_admin_actions = bool(rows)
 
     def _rows(self, request: HttpRequest, cursor: str | None, backwards: bool) -> list[Any]:
-        queryset = self.queryset.defer(*self.model_admin.list_defer)
+        queryset = self.queryset
         try:
             if cursor:
                 side = "lt" if self.model_admin.newest_first != backwards else "gt"
@@ -141,51 +149,62 @@ class Keyset(ChangeList):  # type: ignore[misc]
             raise IncorrectLookupParameters(error) from error
         except TooSlow:
             messages.warning(
-                request, f"Stopped after {LIST_SECONDS:.0f} s. Choose a namespace, or search for an exact name."
+                request,
+                f"Stopped after {LIST_SECONDS:.0f} s. Choose a namespace, or search for an exact name.",
             )
             return []
 
-    def _total(self, shown: int) -> str:
-        """How many there are, as far as that can be told without counting: exactly, or as last analyzed."""
-        if self.earlier is None and self.later is None:
-            return str(shown)
-        if self.query or self.has_active_filters:
-            return ""
-        ((estimate,),) = fetch("select reltuples::bigint from pg_class where oid = %s::regclass",
-                               [self.opts.db_table])  # fmt: skip
-        return f"about {estimate:,}" if estimate >= 0 else ""
+    # This list, with the same filters, at its beginning, a page back and a page on.
 
     def link_to(self, **cursor: Any) -> str:
-        """This list, with the same filters, at another place."""
         return str(self.get_query_string(cursor))
 
+    def earlier_link(self) -> str:
+        return self.link_to(before=self.earlier)
 
-class NamespaceFilter(admin.SimpleListFilter):
+    def later_link(self) -> str:
+        return self.link_to(after=self.later)
+
+
+class Choice(admin.SimpleListFilter):
+    """A filter that stands above its list."""
+
+    template = "admin/choice.html"
+
+
+class NamespaceFilter(Choice):
     """Only what is in one namespace."""
 
     title = "namespace"
     parameter_name = "namespace"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(name, name) for name in names_of_namespaces(200)]
+        names = Namespace.objects.order_by("name").values_list("name", flat=True)
+        return [(name, name) for name in names[:LISTED_NAMESPACES]]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         name = self.value()
         return queryset.filter(id__startswith=f"{name}/") if name else queryset
 
 
-def names_of_namespaces(limit: int) -> list[str]:
-    return list(Namespace.objects.order_by("name").values_list("name", flat=True)[:limit])
+def in_question(request: HttpRequest) -> list[tuple[int, str]]:
+    """The namespaces that a search looks into, number and name: the chosen one, or every one."""
+    chosen = request.GET.get("namespace")
+    namespaces = Namespace.objects.order_by("name").values_list("number", "name")
+    if chosen:
+        return list(namespaces.filter(name=chosen))
+    found = list(namespaces[: MOST_NAMESPACES + 1])
+    if len(found) > MOST_NAMESPACES:
+        messages.warning(request, f"Searched the first {MOST_NAMESPACES:,} namespaces only. Choose one.")
+    return found[:MOST_NAMESPACES]
 
 
 def named(request: HttpRequest, queryset: QuerySet[Any], prefix: str) -> QuerySet[Any]:
     """The aggregates whose name, or whole address, begins so: in the chosen namespace or in every one."""
-    chosen = request.GET.get("namespace")
-    starts = [f"{name}/{prefix}" for name in ([chosen] if chosen else names_of_namespaces(MOST_NAMESPACES))]
     # By address, and so by the primary key; a condition on the part after the slash would read the table.
     wanted = models.Q(id__startswith=prefix)
-    for start in starts:
-        wanted |= models.Q(id__startswith=start)
+    for _, name in in_question(request):
+        wanted |= models.Q(id__startswith=f"{name}/{prefix}")
     return queryset.filter(wanted)
 
 
@@ -217,6 +236,14 @@ class Panel:
         return {"headers": self.headers, "rows": self.rows}
 
 
+def stored_json(row: models.Model, column: str) -> str:
+    """A column's JSON, indented, read as it is stored."""
+    text = (
+        type(row)._default_manager.filter(pk=row.pk).values_list(Cast(column, models.TextField()), flat=True)
+    )
+    return pretty(text.first())
+
+
 def url_of(model: type[models.Model], key: Any) -> str:
     """The page of a record."""
     return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_change", args=[quote(key)])
@@ -225,13 +252,12 @@ def url_of(model: type[models.Model], key: Any) -> str:
 class RecordAdmin(ModelAdmin):  # type: ignore[misc]
     """Pages about rows that only operations change: to look at, with actions that call operations.
 
-    `reads` names the operation whose right opens the pages; `secret` columns are never loaded; `list_defer` are
-    loaded for a record's own page only.
+    `reads` names the operation whose right opens the pages; `unloaded` are the columns that come with no row,
+    because they are secret or large.
     """
 
     reads: ClassVar[str] = ""
-    secret: ClassVar[tuple[str, ...]] = ()
-    list_defer: ClassVar[tuple[str, ...]] = ()
+    unloaded: ClassVar[tuple[str, ...]] = ()
     newest_first: ClassVar[bool] = False
 
     list_per_page = PAGE
@@ -252,7 +278,7 @@ class RecordAdmin(ModelAdmin):  # type: ignore[misc]
         return super().get_changelist_instance(request)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        found: QuerySet[Any] = super().get_queryset(request).annotate(now=Clock()).defer(*self.secret)
+        found: QuerySet[Any] = super().get_queryset(request).annotate(now=Clock()).defer(*self.unloaded)
         return found
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
@@ -272,11 +298,25 @@ class RecordAdmin(ModelAdmin):  # type: ignore[misc]
         """What a search finds; by an index, or in a small table."""
         return named(request, queryset, term.rstrip("*"))
 
+    def total(self, request: HttpRequest, records: Keyset) -> str:
+        """How many there are, as far as that can be told without counting: as last analyzed."""
+        if records.query or records.has_active_filters:
+            return ""
+        table = self.model._meta.db_table
+        ((estimate,),) = fetch("select reltuples::bigint from pg_class where oid = %s::regclass", [table])
+        return f"about {estimate:,}" if estimate >= 0 else ""
+
+    def name_of(self, row: Any) -> str:
+        """What to call a row before something is done to it."""
+        return str(row)
+
     def panels(self, row: Any) -> Iterable[Panel]:
         """The tables below a record."""
         return ()
 
-    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         row = kwargs.get("obj")
         context.update(
             panels=list(self.panels(row)) if row else [],
@@ -305,6 +345,12 @@ class RecordAdmin(ModelAdmin):  # type: ignore[misc]
         return False
 
 
+def may_look(request: HttpRequest, model: str) -> bool:
+    """May this user see the pages about a model (`locks.Lock`)? What the sidebar asks."""
+    page = admin.site.get_model_admin(apps.get_model(model))
+    return bool(page.has_view_permission(request))
+
+
 # -- operations as actions ---------------------------------------------------------------------------
 
 Action = Callable[[Any, HttpRequest, QuerySet[Any]], TemplateResponse | None]
@@ -326,7 +372,9 @@ def each(name: str, **given: str) -> Action:
             return confirmation(page, request, operation, action, rows, form)
         answers = {key: value for key, value in form.cleaned_data.items() if value != ""}
         done = sum(
-            carry_out(request, operation, row, {**answers, **{key: getattr(row, at) for key, at in given.items()}})
+            carry_out(
+                request, operation, row, {**answers, **{key: getattr(row, at) for key, at in given.items()}}
+            )
             for row in rows
         )
         if done:
@@ -360,8 +408,9 @@ def confirmation(
         "title": f"{action.short_description}?",
         "opts": page.opts,
         "operation": operation,
-        "action": action,
-        "rows": rows,
+        "name": action.__name__,
+        "verb": action.short_description,
+        "rows": [(row.pk, page.name_of(row)) for row in rows],
         "form": form,
     }
     return TemplateResponse(request, "admin/confirm.html", context)
@@ -371,9 +420,7 @@ def carry_out(request: HttpRequest, operation: Operation, row: Any, values: dict
     """Carry an operation out in the row's namespace, for the admin's user; a refusal becomes a message."""
     try:
         namespace = Namespace.objects.get(name=str(row.namespace))
-        call = Call(
-            caller_of(request), callers.Namespace(namespace.name, namespace.number), urandom(8).hex()
-        )
+        call = Call(caller_of(request), callers.Namespace(namespace.name, namespace.number), urandom(8).hex())
         runtime.run_from_thread(operation, call, operation.parse(values, strict=False))
     except SyrosError as error:
         messages.error(request, f"{row}: {error.detail} ({error.code})")

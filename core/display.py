@@ -11,6 +11,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 MOST_JSON = 100_000  # characters of one value on a page
+# As styles: Unfold's stylesheet has no classes for these.
+JSON_STYLE = "font-family: ui-monospace, monospace; max-height: 32rem; white-space: pre-wrap"
 
 
 def when(at: datetime | None) -> str:
@@ -19,7 +21,9 @@ def when(at: datetime | None) -> str:
         return "-"
     utc = at.astimezone(UTC)
     text = utc.isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
-    return format_html('<time datetime="{}" title="UTC" class="whitespace-nowrap">{}</time>', utc.isoformat(), text)
+    return format_html(
+        '<time datetime="{}" title="UTC" class="whitespace-nowrap">{}</time>', utc.isoformat(), text
+    )
 
 
 def span(seconds: timedelta | float) -> str:
@@ -54,7 +58,8 @@ def pretty(text: str | None) -> SafeString:
     rest = len(shown) - MOST_JSON
     more = f"\n… {rest:,} more characters: read the event over the API." if rest > 0 else ""
     return format_html(
-        '<pre class="font-mono leading-relaxed max-h-96 overflow-auto text-xs whitespace-pre-wrap">{}{}</pre>',
+        '<pre class="leading-relaxed overflow-auto text-xs" style="{}">{}{}</pre>',
+        JSON_STYLE,
         shown[:MOST_JSON],
         more,
     )
