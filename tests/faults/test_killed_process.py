@@ -1,0 +1,149 @@
+"""A Syros process that is killed, or stands still: what was acknowledged stays, the others go on."""
+
+import asyncio
+import random
+import signal
+import time
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from tests.faults.house import Couple
+from tests.faults.load import Load
+from tests.races.client import Client, Reply
+from tests.races.processes import run
+
+LEASE = 3.0  # seconds: the lease of a process
+BUSY = 1.5  # seconds that a busy machine may take for what is promised in time
+
+
+async def acquire(client: Client, owner: str, **more: Any) -> Reply:
+    return await client.call("POST", "locks", {"key": "k", "owner": owner, **more})
+
+
+async def waits(client: Client, owner: str) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            state = await client.call("GET", "locks/k")
+            if owner in [waiter["owner"] for waiter in state["waiters"]]:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def kill_in_turn(couple: Couple, kills: int, seed: int) -> Load:
+    moments = random.Random(seed)
+    load = Load(couple, may_lose=True)
+    async with load.running():
+        for n in range(kills):
+            victim, other = couple.both[n % 2], couple.both[1 - n % 2]
+            await asyncio.sleep(moments.uniform(0.3, 1.2))
+            killed_at = time.monotonic()
+            await asyncio.to_thread(victim.kill)
+            await asyncio.sleep(0.5)
+            assert load.answers_since(other, killed_at), "the other process did not go on"
+            restarted_at = time.monotonic()
+            await asyncio.to_thread(victim.start)
+            await asyncio.sleep(0.3)
+            assert load.answers_since(victim, restarted_at), "the process did not come back"
+    return load
+
+
+def check_passed_on(log: list[dict[str, Any]]) -> None:
+    """A lock whose holder is gone passes on within a second of the end of its TTL."""
+    for event in log:
+        if event["event_type"] == "lock.expired":
+            ended, noted = (
+                datetime.fromisoformat(at) for at in (event["data"]["expired_at"], event["recorded_at"])
+            )
+            assert (noted - ended).total_seconds() < 1 + BUSY, event
+
+
+def kill_and_check(couple: Couple, kills: int, seed: int) -> None:
+    async def story() -> None:
+        load = await kill_in_turn(couple, kills, seed)
+        assert load.outcomes["lost"]
+        check_passed_on(await load.check())
+
+    run(story(), 60 + 20 * kills)
+
+
+def test_what_was_acknowledged_survives_the_kill(couple: Couple) -> None:
+    kill_and_check(couple, kills=2, seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2))
+def test_what_was_acknowledged_survives_many_kills(couple: Couple, seed: int) -> None:
+    kill_and_check(couple, kills=10, seed=seed)
+
+
+def test_waiters_of_a_killed_process_are_skipped(couple: Couple) -> None:
+    async def story() -> None:
+        a, b, b2 = couple.client(couple.a), couple.client(couple.b), couple.client(couple.b)
+        held = await acquire(b, "holder", ttl_seconds=60)
+        lost = asyncio.create_task(acquire(a, "lost", wait_seconds=60, ttl_seconds=60))
+        await waits(b, "lost")
+        next_one = asyncio.create_task(acquire(b2, "next", wait_seconds=60))
+        await waits(b, "next")
+        await asyncio.to_thread(couple.a.kill)
+        await asyncio.sleep(LEASE + 0.2)
+        released_at = time.monotonic()
+        await b.call("POST", "locks/k/release", {"lock_id": held["lock_id"]})
+        assert (await next_one)["owner"] == "next"
+        assert time.monotonic() - released_at < BUSY
+        events = (await b.call("GET", "events/$lock:k"))["events"]
+        (gone,) = [event["data"] for event in events if event["event_type"] == "lock.withdrawn"]
+        assert (gone["owner"], gone["reason"]) == ("lost", "process_gone")
+        await asyncio.gather(lost, return_exceptions=True)
+
+    run(story())
+
+
+@pytest.mark.parametrize("whose", ["holder", "waiter"])
+def test_a_lock_passes_on_after_the_kill_of_its_holder_s_process(couple: Couple, whose: str) -> None:
+    """Of the holder, or of a waiter that was granted it before its process was known to be gone."""
+    ttl = 1.0
+
+    async def story() -> None:
+        a, b, b2 = couple.client(couple.a), couple.client(couple.b), couple.client(couple.b)
+        held = await acquire(a if whose == "holder" else b, "holder", ttl_seconds=ttl)
+        lost = None
+        if whose == "waiter":
+            lost = asyncio.create_task(acquire(a, "lost", wait_seconds=60, ttl_seconds=ttl))
+            await waits(b, "lost")
+        next_one = asyncio.create_task(acquire(b2, "next", wait_seconds=60))
+        await waits(b, "next")
+        await asyncio.to_thread(couple.a.kill)
+        started = time.monotonic()
+        if whose == "waiter":
+            await b.call("POST", "locks/k/release", {"lock_id": held["lock_id"]})
+        assert (await next_one)["owner"] == "next"
+        assert time.monotonic() - started < ttl + 1 + BUSY
+        if lost:
+            await asyncio.gather(lost, return_exceptions=True)
+
+    run(story())
+
+
+def test_a_process_that_stands_still_holds_nobody_up(couple: Couple) -> None:
+    """Frozen under load, perhaps in the middle of a batch: the other goes on, and what it missed it learns."""
+
+    async def story() -> None:
+        load = Load(couple)
+        async with load.running():
+            await asyncio.sleep(0.5)
+            couple.a.signal(signal.SIGSTOP)
+            try:
+                stopped_at = time.monotonic()
+                await asyncio.sleep(LEASE + 2)
+                late = load.answers_since(couple.b, stopped_at + LEASE)
+                assert late, "the other process stood still too"
+            finally:
+                couple.a.signal(signal.SIGCONT)
+            woken_at = time.monotonic()
+            await asyncio.sleep(2)
+            assert load.answers_since(couple.a, woken_at), "the process did not go on"
+        await load.check()
+
+    run(story())
