@@ -191,7 +191,7 @@ class Engine:
 
     def _refuse(self, jobs: list[Job], error: type[SyrosError]) -> None:
         for job in jobs:
-            job.value, job.error = None, error()
+            job.error = error()  # its value stays: what it would have taken may have to be given back
         self._tell(jobs, [])
 
     def _tell(self, jobs: list[Job], entries: list[Entry]) -> None:

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from django.conf import settings
+from django.db import InterfaceError, OperationalError
 
 from core.batch import Job
 from core.callers import Call, authorize
 from core.database import pool, tail_pool
 from core.encoding import encode
 from core.engine import Engine
-from core.errors import Unavailable
+from core.errors import OutcomeUnknown, Unavailable
 from core.log import Entry
 from core.operations import Operation, Outcome, Waiting, registry
 from core.tail import Tail
@@ -121,13 +122,23 @@ class Runtime:
     def _gone(self, job: Job) -> None:
         """The caller went away while its command was under way; one that would have waited gives back."""
         waits = job.operation.waits
-        if waits is None or job.error:
+        if job.error:
+            self._failed(job)
+        elif waits is None:
             return
-        if isinstance(job.value, Waiting):
+        elif isinstance(job.value, Waiting):
             if self.waiters.forget(job):
                 self._withdraw(job, job.value.facts)
         elif job.params.get("wait_seconds"):
             self._withdraw(job, waits.facts(job.value))
+
+    def _failed(self, job: Job) -> None:
+        """What may have been taken all the same is given back, unless a retry with the same key may come for it:
+        the caller was told no lock_id, so nobody could."""
+        self.waiters.forget(job)
+        waits, value = job.operation.waits, job.value
+        if waits and value is not None and not job.answer_id and isinstance(job.error, OutcomeUnknown):
+            self._withdraw(job, value.facts if isinstance(value, Waiting) else waits.facts(value))
 
     def _withdraw(self, job: Job, facts: dict[str, Any], keep: bool = False) -> "asyncio.Task[Any]":
         assert job.operation.waits is not None
@@ -135,12 +146,12 @@ class Runtime:
         return self.spawn(self._insist(operation, job.call, {**facts, "keep": keep}), name="withdraw")
 
     async def _insist(self, operation: Operation, call: Call, params: dict[str, Any]) -> Any:
-        """Carry an internal command out, through outages shorter than a minute."""
+        """Carry an internal command out, through outages shorter than a minute: one that may be repeated."""
         call = Call(call.caller, call.namespace, call.request_id)
         for pause in (0.1, 0.5, 1, 2, 5, 10, 20, 20):
             try:
                 return (await self.carry_out(operation, call, params)).value
-            except Unavailable:
+            except (Unavailable, OutcomeUnknown):
                 if self.stopping:
                     raise
                 await asyncio.sleep(pause)
@@ -159,7 +170,7 @@ class Runtime:
             return await self.carry_out(operation, call, params)
         if operation.is_async:
             return Outcome(await operation.function(call, **params), operation.status)
-        return Outcome(await asyncio.to_thread(operation.function, call, **params), operation.status)
+        return await asyncio.to_thread(look, operation, call, params)
 
     def stream(self, operation: Operation, call: Call, params: dict[str, Any]) -> AsyncIterator[Any]:
         """The items of an operation that streams.
@@ -188,7 +199,7 @@ class Runtime:
                 self._gone(job)
             raise
         if job.error:
-            self.waiters.forget(job)
+            self._failed(job)
             raise job.error
         if isinstance(job.value, Waiting):
             return Outcome(await self._wait(job), job.status, job.replayed)
@@ -213,10 +224,21 @@ class Runtime:
         """The same for a thread that is not the loop's: Django's views, commands, tests."""
         authorize(call.caller, operation, params)
         if operation.kind == "query" and not operation.is_async:
-            return Outcome(operation.function(call, **params), operation.status)
+            return look(operation, call, params)
         if self.loop is None:
             raise Unavailable("This process is not serving.")
         return asyncio.run_coroutine_threadsafe(self.run(operation, call, params), self.loop).result()
+
+
+def look(operation: Operation, call: Call, params: dict[str, Any]) -> Outcome:
+    """Carry a plain query out: through Django's ORM, which has its own words for a database that is away.
+
+    Raises: Unavailable, and what the operation raises.
+    """
+    try:
+        return Outcome(operation.function(call, **params), operation.status)
+    except (OperationalError, InterfaceError) as error:
+        raise Unavailable from error
 
 
 def identify(job: Job) -> None:
