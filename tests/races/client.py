@@ -117,7 +117,8 @@ class Client:
         body = await self._streams[0].readexactly(int(headers["content-length"]))
         if headers.get("connection") == "close":
             self.hang_up()
-        return Reply(status, headers, orjson.loads(body) if body else None)
+        is_json = "json" in headers.get("content-type", "")
+        return Reply(status, headers, orjson.loads(body) if is_json else {"body": body.decode()})
 
     def hang_up(self) -> None:
         """Close the connection without a word, whatever was under way."""

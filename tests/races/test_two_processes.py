@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +11,7 @@ import psycopg
 
 from tests.races.client import Client, Reply
 from tests.races.conftest import Pair
-from tests.races.processes import run
+from tests.races.processes import eventually, run
 
 PROMPT = 1.0  # seconds; without a wake-up the backstop needs up to a second, and then reads
 
@@ -27,12 +27,6 @@ async def through_both(pair: Pair, count: int = 1) -> AsyncIterator[tuple[list[C
     finally:
         for client in [*found[0], *found[1]]:
             client.hang_up()
-
-
-async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 20.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def queue(client: Client, key: str) -> list[str]:
