@@ -261,12 +261,15 @@ class Batch:
 
     # -- loading -------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def begin(self, setting: str | None = None) -> None:
         """Load what the commands say they touch; then, in a statement of its own, the time.
 
         Never now(), never the clock of the loading statement: both are stale after a wait for a row.
+        Parameters: `setting`, a statement for this transaction, before all others.
         """
         self.pipeline.execute("begin")
+        if setting:
+            self.pipeline.execute(setting)
         needs = [need for job in self.jobs for need in touches(job)]
         takes = self._send_loads(needs)
         clock = self.pipeline.execute("select clock_timestamp(), epoch from core_cluster")

@@ -40,6 +40,10 @@ SESSION = (
 PROCESS_TTL = 3.0  # seconds; a process beats every second
 OUTAGE = 3.0  # seconds without any process's beat after which leases are extended
 RERUNS = 8  # of a batch that lost a race, before it is split
+# A row that somebody else sits on: whoever wants it is found by halving, and for this long, in seconds, no batch
+# waits for it as patiently as before, so that the others go on.
+HURRY_SECONDS = 5.0
+HURRIED = "set local lock_timeout = '250ms'"
 
 
 class Engine:
@@ -63,7 +67,7 @@ class Engine:
         self._pipeline: Pipeline | None = None
         self._thread: threading.Thread | None = None
         self._stopping = self._committing = False
-        self._beaten = 0.0
+        self._beaten = self._hurried = 0.0
         self._seen: datetime | None = None  # the database's time when this engine last spoke to it
         self.process_id = f"system/{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self.batches = self.commands = 0
@@ -116,8 +120,7 @@ class Engine:
             elif self._stopping:
                 self._farewell()
                 return
-            if time.monotonic() - self._beaten >= BEAT_SECONDS:
-                self._beat()
+            self._beat_in_time()
 
     def _collect(self) -> list[Job]:
         """Everything that is queued, up to a batch. Waits for the first, never for more."""
@@ -137,6 +140,10 @@ class Engine:
             jobs.append(job)
             size += job.call.size
         return jobs
+
+    def _beat_in_time(self) -> None:
+        if time.monotonic() - self._beaten >= BEAT_SECONDS:
+            self._beat()
 
     def _beat(self) -> None:
         """Say that this process lives; an idle engine notices here that its connection broke."""
@@ -177,8 +184,7 @@ class Engine:
             self._refuse(jobs, type(failure))
         except Exception as failure:
             if len(jobs) == 1:
-                logger.exception("a command broke its batch: %s", jobs[0].operation.name)
-                self._refuse(jobs, Unavailable if isinstance(failure, RACES) else Internal)
+                self._give_up(jobs, failure)
                 return
             # One poisonous command must not take the others with it: halve until it is alone.
             half = len(jobs) // 2
@@ -188,6 +194,15 @@ class Engine:
             self.batches += 1
             self.commands += len(jobs)
             self._tell(jobs, entries)
+
+    def _give_up(self, jobs: list[Job], failure: Exception) -> None:
+        name = jobs[0].operation.name
+        if isinstance(failure, RACES):
+            logger.warning("gave up on %s: %s", name, first_line(failure))
+            self._refuse(jobs, Unavailable)
+        else:
+            logger.error("a command broke its batch: %s", name, exc_info=failure)
+            self._refuse(jobs, Internal)
 
     def _refuse(self, jobs: list[Job], error: type[SyrosError]) -> None:
         for job in jobs:
@@ -202,14 +217,17 @@ class Engine:
     def _commit(self, jobs: list[Job]) -> list[Entry]:
         """One transaction. A lost race (two processes made the same row, a deadlock) runs it again."""
         for attempt in range(1, RERUNS + 1):
+            self._beat_in_time()  # halving may take longer than this process's lease
             pipeline = self._connect()
             self._committing = False
             try:
                 return self._transact(Batch(jobs, pipeline, self.process_id))
             except RACES as error:
                 self._rollback(pipeline)
-                # A row that somebody else sits on: find out which command wants it, and let the others go on.
-                if attempt == RERUNS or isinstance(error, pg.LockNotAvailable):
+                if isinstance(error, pg.LockNotAvailable):
+                    self._hurried = time.monotonic() + HURRY_SECONDS
+                    raise
+                if attempt == RERUNS:
                     raise
             except pg.ReadOnlySqlTransaction as error:
                 self._disconnect()  # a standby, or a primary that was demoted: look for the new one
@@ -226,7 +244,7 @@ class Engine:
         raise Unavailable
 
     def _transact(self, batch: Batch) -> list[Entry]:
-        batch.begin()
+        batch.begin(HURRIED if time.monotonic() < self._hurried else None)
         if self._seen and (batch.now - self._seen).total_seconds() > OUTAGE:
             self._rollback(batch.pipeline)
             self._disconnect()  # connecting again looks how long the absence was
