@@ -15,7 +15,7 @@ from core.callers import SYSTEM, Call, namespaces
 from core.database import rows
 from core.encoding import encode
 from core.engine import outages
-from core.errors import FenceStale
+from core.errors import FenceStale, Unavailable
 from core.models import Answer, Process
 from core.operations import Fence, Waiting, Waits, command, guard, query
 from core.runtime import every, runtime
@@ -60,6 +60,9 @@ def granted(facts: dict[str, Any], kind: str, data: dict[str, Any]) -> Any:
         data.pop("ticket", None)
         return {"lock_id": facts["lock_id"], "key": facts["key"], **data}
     if kind == "lock.withdrawn":
+        # This process stood still, or a retry waits here in the place of a process that was killed.
+        if data.get("reason") == "process_gone":
+            return Unavailable(f"The process that kept your place for {facts['key']} was gone. Ask again.")
         return LockWaitTimeout(f"You left the queue of {facts['key']}: {data.get('reason')}.")
     return None
 

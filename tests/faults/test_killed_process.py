@@ -7,12 +7,13 @@ import time
 from datetime import datetime
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.faults.house import Couple
-from tests.faults.load import Load
+from tests.faults.load import Load, check_answer
 from tests.races.client import Client, Reply
-from tests.races.processes import run
+from tests.races.processes import eventually, run
 
 LEASE = 3.0  # seconds: the lease of a process
 BUSY = 1.5  # seconds that a busy machine may take for what is promised in time
@@ -145,5 +146,83 @@ def test_a_process_that_stands_still_holds_nobody_up(couple: Couple) -> None:
             await asyncio.sleep(2)
             assert load.answers_since(couple.a, woken_at), "the process did not go on"
         await load.check()
+
+    run(story())
+
+
+def test_a_process_that_stands_still_in_the_middle_of_a_batch_lets_its_rows_go(couple: Couple) -> None:
+    """Its transaction is ended for it, and its caller is told no lie when it wakes."""
+    address = f"{couple.namespace}/k"
+
+    async def story() -> None:
+        async with couple.client(couple.a) as a, couple.client(couple.b) as b:
+            await b.call("POST", "locks", {"key": "k", "owner": "holder", "ttl_seconds": 60})
+            stuck = {"key": "k", "owner": "stuck", "wait_seconds": 60}
+            with psycopg.connect(couple.house.postgres.url) as blocker:
+                blocker.execute("select from syros.locks_lock where id = %s for update", [address])
+                asked = asyncio.create_task(a.call("POST", "locks", stuck))
+                statement = "select from pg_stat_activity where wait_event_type = 'Lock'"
+                await eventually(lambda: asyncio.to_thread(couple.house.query, statement))
+                couple.a.signal(signal.SIGSTOP)
+                blocker.rollback()  # now the row is the stopped process's
+            started = time.monotonic()
+            try:
+                state = await b.call("POST", "locks", {"key": "k", "owner": "other"})
+                while state.status == 503:
+                    check_answer(state)
+                    state = await b.call("POST", "locks", {"key": "k", "owner": "other"})
+                assert (state.status, state.code, state["queue_length"]) == (409, "lock_held", 0)
+                assert time.monotonic() - started < LEASE + 1 + BUSY
+            finally:
+                couple.a.signal(signal.SIGCONT)
+
+            async def told_or_queued() -> bool:
+                return asked.done() or (await b.call("GET", "locks/k"))["queue_length"] == 1
+
+            await eventually(told_or_queued, 10)
+            if asked.done():
+                assert (asked.result().status, asked.result().code) == (503, "unavailable")
+            asked.cancel()
+
+    run(story())
+
+
+def test_who_waits_in_a_process_that_stood_still_too_long_is_told_to_ask_again(couple: Couple) -> None:
+    async def story() -> None:
+        a, b, b2 = couple.client(couple.a), couple.client(couple.b), couple.client(couple.b)
+        held = await acquire(b, "holder", ttl_seconds=60)
+        lost = asyncio.create_task(acquire(a, "lost", wait_seconds=60, ttl_seconds=60))
+        await waits(b, "lost")
+        couple.a.signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(LEASE + 0.2)
+            await b.call("POST", "locks/k/release", {"lock_id": held["lock_id"]})
+            assert (await acquire(b2, "next"))["owner"] == "next"
+        finally:
+            couple.a.signal(signal.SIGCONT)
+        told = await asyncio.wait_for(lost, 5)
+        assert (told.status, told.code, told["retryable"]) == (503, "unavailable", True)
+
+    run(story())
+
+
+def test_a_retry_elsewhere_for_a_killed_process_is_told_to_ask_again(couple: Couple) -> None:
+    """It shares the place of the first call, which ends with the process; asking again is a new place."""
+
+    async def story() -> None:
+        a, b, b2 = couple.client(couple.a), couple.client(couple.b), couple.client(couple.b)
+        held = await acquire(b, "holder", ttl_seconds=60)
+        body = {"key": "k", "owner": "waiter", "wait_seconds": 60}
+        lost = asyncio.create_task(a.call("POST", "locks", body, key="once"))
+        await waits(b, "waiter")
+        await asyncio.to_thread(couple.a.kill)
+        retry = asyncio.create_task(b2.call("POST", "locks", body, key="once"))
+        await asyncio.sleep(LEASE + 0.2)
+        await b.call("POST", "locks/k/release", {"lock_id": held["lock_id"]})
+        told = await asyncio.wait_for(retry, 5)
+        assert (told.status, told.code) == (503, "unavailable")
+        grant = await b2.call("POST", "locks", body, key="once")
+        assert (grant.status, grant["owner"]) == (201, "waiter")
+        await asyncio.gather(lost, return_exceptions=True)
 
     run(story())
