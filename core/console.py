@@ -273,7 +273,8 @@ class RecordAdmin(ModelAdmin):  # type: ignore[misc]
         return Keyset
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        if any("\0" in value for _, values in request.GET.lists() for value in values):
+        asked = [*request.GET.lists(), *request.POST.lists()]
+        if any("\0" in value for _, values in asked for value in values):
             raise IncorrectLookupParameters("NUL is in no name")
         return super().get_changelist_instance(request)
 

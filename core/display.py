@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from django.contrib import admin
 from django.template.loader import render_to_string
 from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 
 MOST_JSON = 100_000  # characters of one value on a page
 # As styles: Unfold's stylesheet has no classes for these.
@@ -41,6 +42,7 @@ def span(seconds: timedelta | float) -> str:
     return " ".join(part for part in parts[first : first + 2] if part)
 
 
+@lru_cache(maxsize=256)
 def label(text: str, kind: str = "") -> SafeString:
     """A word with a colour; the word alone says it too. Kinds: success, info, warning, danger."""
     return render_to_string("unfold/helpers/label.html", {"text": text, "type": kind})
@@ -53,7 +55,7 @@ def link(url: str, text: Any) -> SafeString:
 def pretty(text: str | None) -> SafeString:
     """Stored JSON, indented; of a huge value the beginning."""
     if not text:
-        return format_html("-")
+        return mark_safe("-")
     shown = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     rest = len(shown) - MOST_JSON
     more = f"\n… {rest:,} more characters: read the event over the API." if rest > 0 else ""

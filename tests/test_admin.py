@@ -1,0 +1,950 @@
+"""The admin: what operators see, what they cannot see, and that they change nothing but by operations."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote as url_quote
+from uuid import uuid4
+
+import pytest
+from django.apps import apps
+from django.contrib import admin
+from django.contrib.admin.utils import quote
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from core.runtime import runtime
+from tests.doors import Lane, Python, Served
+from tests.test_locks import until
+
+# Every page of the site, so that one that is registered later is looked at too.
+MODELS = [model._meta.label for model in admin.site._registry]
+RECORDS = [label for label in MODELS if not label.startswith("auth.")]
+ODD = [
+    "\0", "a\0b", "%", "100%_", "'; drop table x; --", "\\", "x" * 5000, "9" * 5000, "ü€😀\u202e", "${7*7}{{7*7}}",
+    "*", "owner:", "owner:\0", "$", "../..", "-1", "0", "1e9", "00000000-0000-8000-8000-010000000001",
+    "0191b1c0-7c3e-7000-8000-0123456789ab",
+]  # fmt: skip
+
+
+def user(name: str, password: str | None = None, **rights: bool) -> Any:
+    from django.contrib.auth.models import User
+
+    return User.objects.create_user(f"{name}-{uuid4().hex[:8]}", password=password, **rights)
+
+
+def browser(account: Any, **options: Any) -> Client:
+    """A logged-in browser that asks for HTML and has errors answered, not raised."""
+    client = Client(
+        headers={"host": "localhost", "accept": "text/html"}, raise_request_exception=False, **options
+    )
+    client.force_login(account)
+    return client
+
+
+@pytest.fixture(scope="module")
+def root(served: Served) -> Client:
+    return browser(user("root", is_staff=True, is_superuser=True))
+
+
+@pytest.fixture(scope="module")
+def operator(served: Served) -> Client:
+    """On the staff, without any of Django's permissions."""
+    return browser(user("operator", is_staff=True))
+
+
+def listing(label: str, **query: str) -> str:
+    app, model = label.lower().split(".")
+    asked = "&".join(f"{name}={url_quote(value)}" for name, value in query.items())
+    return reverse(f"admin:{app}_{model}_changelist") + (f"?{asked}" if asked else "")
+
+
+def page(label: str, key: Any, view: str = "change") -> str:
+    app, model = label.lower().split(".")
+    return reverse(f"admin:{app}_{model}_{view}", args=[quote(key)])
+
+
+def text(client: Client, url: str) -> str:
+    response = client.get(url)
+    assert response.status_code == 200, f"{url}: {response.status_code}"
+    return response.content.decode()
+
+
+@contextmanager
+def one_of_everything(lane: Lane) -> Iterator[SimpleNamespace]:
+    """In a namespace: a lock that was held, is held and is waited for, events, a key."""
+    first = lane("locks.acquire", key="jobs/a", owner="first")
+    lane("locks.release", key="jobs/a", lock_id=first["lock_id"])
+    held = lane("locks.acquire", key="jobs/a", owner="holder", ttl_seconds=600, metadata={"host": "h-17"})
+    lane("locks.acquire", key="jobs/b", owner="other", ttl_seconds=600)
+    lane(
+        "events.append",
+        stream_id="order-1",
+        event_type="Placed",
+        data={"deep": [1, {"sku": "€"}]},
+        metadata={"m": 1},
+    )
+    key = lane("api_keys.create", name="ci")
+    name = lane.namespace
+    event = apps.get_model("core.Event").objects.get(namespace__name=name, stream="order-1")
+    keys = {
+        "core.Event": event.pk, "core.Stream": f"{name}/order-1", "core.Namespace": event.namespace_id,
+        "core.Process": runtime.engine and runtime.engine.process_id, "locks.Lock": f"{name}/jobs/a",
+        "rbac.ApiKey": f"{name}/{key['id']}",
+    }  # fmt: skip
+    patient = Python(lane.served, name)  # the lane's client waits a minute at most
+    with ThreadPoolExecutor(2) as pool:
+        waiters = []
+        for owner in ("second", "third"):
+            waiters.append(pool.submit(patient, "locks.acquire", key="jobs/a", owner=owner, wait_seconds=300))
+            until(lambda: lane("locks.get", key="jobs/a")["queue_length"] == len(waiters))
+        yield SimpleNamespace(
+            namespace=name, lock=f"{name}/jobs/a", first=first["lock_id"], held=held["lock_id"], key=key["key"],
+            key_id=key["id"], api_key=f"{name}/{key['id']}", token=held["fencing_token"], keys=keys,
+        )  # fmt: skip
+        for lock_id in (held["lock_id"], None):
+            lane("locks.release", key="jobs/a", lock_id=lock_id or waiters[0].result(10)["lock_id"])
+        waiters[1].result(10)
+
+
+@pytest.fixture
+def world(served: Served, lane: Lane) -> Iterator[SimpleNamespace]:
+    """One of everything, fresh."""
+    with one_of_everything(lane) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def scene(served: Served) -> Iterator[SimpleNamespace]:
+    """One of everything, for tests that only look."""
+    name = apps.get_model("core.Namespace").objects.create(name=f"s{uuid4().hex[:12]}").name
+    with one_of_everything(Lane(served, name)) as found:
+        yield found
+
+
+def some_key(label: str) -> Any:
+    """The key of a row of this model: the world has made one."""
+    if label == "auth.Group":
+        return apps.get_model(label).objects.get_or_create(name="operators")[0].pk
+    return apps.get_model(label).objects.order_by("-pk").values_list("pk", flat=True)[0]
+
+
+def every_page(label: str) -> list[str]:
+    return [listing(label), page(label, some_key(label)), page(label, some_key(label), "history")]
+
+
+# -- who may look ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", MODELS)
+def test_every_page_opens(root: Client, scene: SimpleNamespace, label: str) -> None:
+    for url in every_page(label):
+        text(root, url)
+
+
+@pytest.mark.parametrize("label", RECORDS)
+def test_the_staff_sees_every_record(operator: Client, scene: SimpleNamespace, label: str) -> None:
+    for url in every_page(label):
+        text(operator, url)
+
+
+@pytest.mark.parametrize("label", MODELS)
+def test_nobody_looks_without_logging_in(scene: SimpleNamespace, label: str) -> None:
+    """Not even on this machine in development mode: that is for the API."""
+    strangers = [Client(headers={"host": "localhost"}), browser(user("alice"))]
+    urls = [
+        *every_page(label),
+        "/admin/",
+        "/admin/search/?s=jobs&extended=1",
+        f"/admin/{label.partition('.')[0]}/",
+    ]
+    for client in strangers:
+        for url in urls:
+            response = client.get(url)
+            assert (response.status_code, response.url.partition("?")[0]) == (302, "/admin/login/")
+
+
+def test_the_accounts_are_not_for_every_operator(operator: Client, scene: SimpleNamespace) -> None:
+    for label in ("auth.User", "auth.Group"):
+        for url in every_page(label):
+            assert operator.get(url).status_code == 403
+    front = text(operator, "/admin/")
+    assert listing("auth.User") not in front
+    assert listing("locks.Lock") in front
+
+
+def test_the_right_to_call_is_the_right_to_look(
+    operator: Client, scene: SimpleNamespace, monkeypatch: Any
+) -> None:
+    from core import console
+    from core.errors import Forbidden
+
+    def authorize(caller: Any, operation: Any, params: Any) -> None:
+        if operation.name.startswith("locks."):
+            raise Forbidden
+
+    monkeypatch.setattr(console, "authorize", authorize)
+    for url in every_page("locks.Lock"):
+        assert operator.get(url).status_code == 403
+    front = text(operator, "/admin/")
+    assert "Locks held" not in front
+    assert listing("locks.Lock") not in front
+    assert scene.lock not in text(operator, f"/admin/search/?s={scene.namespace}&extended=1")
+    assert "Events in the last minute" in front
+
+
+def test_who_is_disabled_is_out(scene: SimpleNamespace) -> None:
+    account = user("gone", is_staff=True)
+    client = browser(account)
+    text(client, listing("locks.Lock"))
+    type(account).objects.filter(pk=account.pk).update(is_active=False)
+    assert client.get(listing("locks.Lock")).status_code == 302
+
+
+# -- what nobody sees --------------------------------------------------------------------------------
+
+
+def test_secrets_are_on_no_page(root: Client, lane: Lane, world: SimpleNamespace) -> None:
+    from core.models import Answer
+    from locks.models import Claim
+    from rbac.models import ApiKey
+
+    tokens = lane(
+        "auth.login", username=user("carol", "correct horse").username, password="correct horse"
+    ).value
+    secrets = [world.first, world.held, world.key, world.key.rpartition("_")[2], tokens["refresh"]]
+    secrets += ApiKey.objects.values_list("digest", flat=True)
+    secrets += Claim.objects.filter(id__startswith=world.lock).values_list("lock_id", flat=True)
+    assert len(secrets) >= 8
+    urls = [url for label in MODELS for url in every_page(label)]
+    urls += [
+        "/admin/",
+        "/admin/search/?extended=1&s=jobs",
+        page("locks.Lock", world.lock),
+        page("rbac.ApiKey", world.api_key),
+    ]
+    urls += [
+        listing("locks.Lock", q="jobs/a"),
+        listing("core.Event", q="$lock:jobs/a"),
+        listing("core.Event", q="$access"),
+    ]
+    for url in urls:
+        found = text(root, url)
+        assert not [secret for secret in secrets if secret in found], url
+    assert not {Answer._meta.label, Claim._meta.label, "token_blacklist.OutstandingToken"} & set(MODELS)
+
+
+@pytest.mark.parametrize(
+    "asked", ["lock_id__startswith=a", "lock_id=a", "endings__contains=a", "owner__gt=a", "e__x=1"]
+)
+def test_a_secret_cannot_be_guessed_by_filters(operator: Client, scene: SimpleNamespace, asked: str) -> None:
+    for label, value in (("locks.Lock", asked), ("rbac.ApiKey", asked.replace("lock_id", "digest"))):
+        assert operator.get(f"{listing(label)}?{value}").status_code == 400
+
+
+def test_order_and_return_field_tell_nothing(operator: Client, scene: SimpleNamespace) -> None:
+    found = [
+        text(operator, f"{listing('locks.Lock', namespace=scene.namespace)}&o={order}")
+        for order in ("1", "-1", "-4")
+    ]
+    assert [re.findall("jobs/[ab]", each)[0] for each in found] == ["jobs/a"] * 3
+    assert operator.get(f"{listing('locks.Lock')}?_to_field=lock_id&_popup=1").status_code == 400
+
+
+def test_what_clients_wrote_is_text(root: Client, lane: Lane) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    lane("locks.acquire", key="x", owner=evil, metadata={"a": evil})
+    lane("events.append", stream_id="x", event_type=evil, data={"a": evil, "</pre>": 1})
+    key = lane("api_keys.create", name=evil)
+    (event,) = lane("events.read", stream_id="x")["events"]
+    address = apps.get_model("core.Event").objects.get(stream="x", namespace__name=lane.namespace).pk
+    assert event["event_type"] == evil
+    urls = [
+        listing("locks.Lock", q="x"),
+        page("locks.Lock", f"{lane.namespace}/x"),
+        page("core.Event", address),
+        "/admin/",
+    ]
+    urls += [
+        listing("core.Event", namespace=lane.namespace),
+        listing("rbac.ApiKey", q=evil),
+        listing("locks.Lock", q=evil),
+    ]
+    urls += [
+        page("rbac.ApiKey", f"{lane.namespace}/{key['id']}"),
+        f"/admin/search/?extended=1&s={url_quote(evil)}",
+    ]
+    for url in urls:
+        assert "<img src=x" not in text(root, url), url
+    assert "&lt;img src=x" in text(root, page("core.Event", address))
+
+
+# -- what nobody changes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", RECORDS)
+def test_records_are_not_changed_by_hand(root: Client, scene: SimpleNamespace, label: str) -> None:
+    model, key = apps.get_model(label), scene.keys[label]
+    beats = {"beat_at", "expires_at"} if label == "core.Process" else set()
+    names = [field.name for field in model._meta.concrete_fields if field.name not in beats]
+    before = model.objects.values(*names).get(pk=key)
+    add = reverse(f"admin:{label.lower().replace('.', '_')}_add")
+    posted = {"id": "x", "version": 9, "owner": "me", "name": "x", "title": "x", "post": "yes"}
+    for url in (page(label, key), add, page(label, key, "delete")):
+        assert root.post(url, posted).status_code == 403
+    assert root.get(add).status_code == 403
+    selected = {"action": "delete_selected", "_selected_action": key, "index": 0, "post": "yes"}
+    root.post(listing(label), selected)
+    root.post(listing(label), {"_save": "1", "form-TOTAL_FORMS": 1, "form-0-id": key, "form-0-owner": "me"})
+    assert model.objects.values(*names).get(pk=key) == before
+
+
+def revoke(client: Client, *keys: str, **more: Any) -> Any:
+    chosen = {"action": "api_keys_revoke", "_selected_action": list(keys), "index": 0, **more}
+    return client.post(listing("rbac.ApiKey"), chosen, follow=True)
+
+
+def access_events(lane: Lane) -> list[tuple[str, str]]:
+    found = lane("events.read", stream_id="$access")["events"]
+    return [(event["event_type"], event["data"]["id"]) for event in found]
+
+
+def is_good(served: Served, key: str) -> bool:
+    from core.callers import identify
+    from core.errors import Unauthenticated
+
+    try:
+        served.do(identify(key, peer="192.0.2.1", host="x", origin=None))
+    except Unauthenticated:
+        return False
+    return True
+
+
+def test_a_key_is_revoked_by_the_operation(served: Served, lane: Lane, world: SimpleNamespace) -> None:
+    account = user("boss", is_staff=True)
+    assert is_good(served, world.key)
+    answer = revoke(browser(account), world.api_key, confirmed="yes").content.decode()
+    assert "api_keys.revoke: 1 done" in answer
+    until(lambda: not is_good(served, world.key), 5)
+    assert access_events(lane) == [("api_key.created", world.key_id), ("api_key.revoked", world.key_id)]
+    event = (
+        apps.get_model("core.Event")
+        .objects.filter(namespace__name=lane.namespace, type="api_key.revoked")
+        .get()
+    )
+    assert event.actor == f"user:{account.username}"
+
+
+def test_revoking_is_confirmed_first(
+    served: Served, lane: Lane, operator: Client, world: SimpleNamespace
+) -> None:
+    asked = revoke(operator, world.api_key).content.decode()
+    assert "It is refused everywhere within 5 seconds" in asked
+    assert f"ci ({world.api_key})" in asked
+    button = text(operator, page("rbac.ApiKey", world.api_key))
+    assert f'name="_selected_action" value="{world.api_key}"' in button
+    assert 'value="api_keys_revoke"' in button
+    assert access_events(lane) == [("api_key.created", world.key_id)]
+    assert is_good(served, world.key)
+
+
+def test_only_what_was_shown_is_done(lane: Lane, operator: Client, world: SimpleNamespace) -> None:
+    other = lane("api_keys.create", name="other")
+    revoke(operator, world.api_key, confirmed="yes", select_across="1")
+    assert {key["id"]: key["is_active"] for key in lane("api_keys.find")["items"]} == {
+        other["id"]: True,
+        world.key_id: False,
+    }
+    assert "Nothing is selected any more" in revoke(operator, "no/such").content.decode()
+    assert revoke(operator, "a\0b", confirmed="yes").status_code == 200
+
+
+def test_an_action_needs_the_right_and_the_token_of_the_page(
+    lane: Lane, world: SimpleNamespace, monkeypatch: Any
+) -> None:
+    strict = browser(user("boss", is_staff=True), enforce_csrf_checks=True)
+    assert revoke(strict, world.api_key, confirmed="yes").status_code == 403
+    from core import console, runtime
+    from core.errors import Forbidden
+
+    def authorize(caller: Any, operation: Any, params: Any) -> None:
+        if operation.name == "api_keys.revoke":
+            raise Forbidden("Not you.")
+
+    client = browser(user("boss", is_staff=True))
+    monkeypatch.setattr(runtime, "authorize", authorize)  # the right goes while the page is open
+    assert "Not you. (forbidden)" in revoke(client, world.api_key, confirmed="yes").content.decode()
+    monkeypatch.setattr(console, "authorize", authorize)
+    revoke(client, world.api_key, confirmed="yes")
+    assert "api_keys_revoke" not in text(client, page("rbac.ApiKey", world.api_key))
+    assert access_events(lane) == [("api_key.created", world.key_id)]
+
+
+def test_what_the_row_does_not_give_is_asked_for(
+    lane: Lane, operator: Client, world: SimpleNamespace, monkeypatch: Any
+) -> None:
+    from core.console import each
+
+    pages = admin.site.get_model_admin(apps.get_model("rbac.ApiKey"))
+    monkeypatch.setattr(pages, "actions", (each("api_keys.revoke"),))
+    assert 'name="key_id"' in revoke(operator, world.api_key).content.decode()
+    assert "This field is required" in revoke(operator, world.api_key, confirmed="yes").content.decode()
+    for wrong, code in (("NO", "invalid"), ("0" * 12, "api_key_not_found")):
+        refused = revoke(operator, world.api_key, confirmed="yes", key_id=wrong).content.decode()
+        assert f"({code})" in refused
+    assert access_events(lane) == [("api_key.created", world.key_id)]
+    revoke(operator, world.api_key, confirmed="yes", key_id=world.key_id)
+    assert access_events(lane)[-1] == ("api_key.revoked", world.key_id)
+
+
+# -- accounts ----------------------------------------------------------------------------------------
+
+
+def test_a_superuser_makes_accounts(root: Client) -> None:
+    from django.contrib.auth.models import User
+
+    name = f"new-{uuid4().hex[:8]}"
+    secret = {"password1": "correct horse", "password2": "correct horse", "usable_password": "true"}
+    root.post(reverse("admin:auth_user_add"), {"username": name, **secret})
+    made = User.objects.get(username=name)
+    root.post(page("auth.User", made.pk), {"username": name, "is_active": "on", "is_staff": "on"})
+    assert User.objects.get(username=name).is_staff is True
+
+
+def test_nobody_raises_themselves(served: Served, root: Client) -> None:
+    from django.contrib.auth.models import Group, Permission, User
+
+    clerk, boss = (
+        user("clerk", is_staff=True),
+        user("boss", "correct horse", is_staff=True, is_superuser=True),
+    )
+    group = Group.objects.create(name=f"clerks-{uuid4().hex[:8]}")
+    clerk.user_permissions.set(Permission.objects.filter(content_type__app_label="auth"))
+    client = browser(clerk)
+    wanted = {
+        "username": clerk.username,
+        "is_active": "on",
+        "is_staff": "on",
+        "is_superuser": "on",
+        "groups": [group.pk],
+    }
+    assert (
+        client.post(page("auth.User", clerk.pk), {**wanted, "email": "clerk@example.com"}).status_code == 302
+    )
+    changed = User.objects.get(pk=clerk.pk)
+    assert (changed.email, changed.is_superuser, list(changed.groups.all())) == (
+        "clerk@example.com",
+        False,
+        [],
+    )
+    secret = {"password1": "a stolen horse", "password2": "a stolen horse", "usable_password": "true"}
+    assert client.post(reverse("admin:auth_user_password_change", args=[boss.pk]), secret).status_code == 403
+    assert client.post(page("auth.User", boss.pk), wanted).status_code == 403
+    assert client.post(page("auth.User", boss.pk, "delete"), {"post": "yes"}).status_code == 403
+    assert client.post(page("auth.Group", group.pk), {"name": "x"}).status_code == 403
+    assert client.post(reverse("admin:auth_group_add"), {"name": "x"}).status_code == 403
+    assert User.objects.get(pk=boss.pk).check_password("correct horse")
+    assert Group.objects.get(pk=group.pk).name == group.name
+
+
+# -- lists that cost the same however long -----------------------------------------------------------
+
+
+def rows_of(label: str, namespace: str, count: int) -> dict[str, str]:
+    """Make the rows of a list up to a count, and say how to ask for just them."""
+    from django.contrib.auth.models import Group, User
+
+    from core.models import Event, Namespace, Process, Stream, log_id
+    from locks.models import Lock
+    from rbac.models import ApiKey
+
+    now, names = datetime.now(UTC), [f"{namespace}{number:03d}" for number in range(count)]
+    number = Namespace.objects.get(name=namespace).number
+    makers: dict[str, Callable[[int, str], Any]] = {
+        "core.Event": lambda n, name: Event(
+            id=log_id(number, n + 1), namespace_id=number, stream=name, version=1, type="t", data="{}",
+            actor="a", recorded_at=now),
+        "core.Stream": lambda n, name: Stream(id=f"{namespace}/{name}", created_at=now, changed_at=now),
+        "core.Namespace": lambda n, name: Namespace(name=name),
+        "core.Process": lambda n, name: Process(
+            id=f"system/{name}", host=name, pid=n, started_at=now, beat_at=now, expires_at=now),
+        "locks.Lock": lambda n, name: Lock(
+            id=f"{namespace}/{name}", lock_id="l", owner="o", acquired_at=now, expires_at=now + timedelta(hours=1)),
+        "rbac.ApiKey": lambda n, name: ApiKey(
+            id=f"{namespace}/{name}", key_id=uuid4().hex[:12], title=name, digest="d", created_by="c", created_at=now),
+        "auth.User": lambda n, name: User(username=name),
+        "auth.Group": lambda n, name: Group(name=name),
+    }  # fmt: skip
+    assert set(makers) == set(MODELS), "a list without a measure"
+    made = [makers[label](n, name) for n, name in enumerate(names)]
+    apps.get_model(label).objects.bulk_create(made, ignore_conflicts=True)
+    by_search = {"core.Namespace", "core.Process", "auth.User", "auth.Group"}
+    return {"q": namespace} if label in by_search else {"namespace": namespace}
+
+
+@pytest.mark.parametrize("label", MODELS)
+def test_a_list_asks_as_often_for_one_row_as_for_sixty(root: Client, namespace: str, label: str) -> None:
+    asked = []
+    for count in (1, 60):
+        query = rows_of(label, namespace, count)
+        text(root, listing(label, **query))  # what is remembered of the first request is remembered
+        with CaptureQueriesContext(
+            connection,
+        ) as queries:
+            found = text(root, listing(label, **query))
+        assert found.count("data-row") == count + (label == "core.Namespace")
+        asked.append(len(queries))
+    assert asked[0] == asked[1]
+    assert asked[0] <= 12
+
+
+@pytest.mark.parametrize("label", RECORDS)
+def test_records_are_neither_counted_nor_skipped(root: Client, namespace: str, label: str) -> None:
+    query = rows_of(label, namespace, 130)
+    urls = [listing(label), listing(label, **query), f"{listing(label)}?p=9999&all=&_facets=1"]
+    with CaptureQueriesContext(connection) as queries:
+        for url in urls:
+            text(root, url)
+    asked = " ".join(query["sql"].lower() for query in queries)
+    assert "select" in asked
+    assert "count(" not in asked
+    assert "offset" not in asked
+
+
+def walk(client: Client, url: str, pattern: str, step: str) -> list[list[str]]:
+    """What the pages show, from here to the end in one direction."""
+    pages = []
+    while True:
+        found = text(client, url)
+        pages.append(re.findall(pattern, found))
+        link = re.search(rf'rel="{step}" href="([^"]*)"', found)
+        if not link:
+            return pages
+        url = url.partition("?")[0] + link[1].replace("&amp;", "&")
+
+
+@pytest.mark.parametrize("label", ["locks.Lock", "core.Event", "core.Stream", "rbac.ApiKey"])
+def test_pages_show_everything_once_and_back_again(root: Client, namespace: str, label: str) -> None:
+    query = rows_of(label, namespace, 250)
+    pattern = rf">({namespace}\d\d\d)<" if label != "core.Event" else rf">({namespace}\d\d\d)</a>"
+    there = walk(root, listing(label, **query), pattern, "next")
+    assert [len(page) for page in there] == [100, 100, 50]
+    shown = [name for page in there for name in page]
+    expected = [f"{namespace}{number:03d}" for number in range(250)]
+    assert shown == (expected[::-1] if label == "core.Event" else expected)
+    last = apps.get_model(label).objects
+    cursor = {"core.Event": lambda: last.get(stream=f"{namespace}049").pk}.get(
+        label, lambda: f"{namespace}/{shown[199]}"
+    )()
+    back = walk(root, f"{listing(label, **query)}&before={url_quote(str(cursor))}", pattern, "prev")
+    assert [name for page in reversed(back) for name in page] == shown[: shown.index(back[0][-1]) + 1]
+    assert back[0][-1] == (f"{namespace}050" if label == "core.Event" else shown[198])
+
+
+def test_an_exactly_full_page_has_no_next(root: Client, namespace: str) -> None:
+    found = text(root, listing("locks.Lock", **rows_of("locks.Lock", namespace, 100)))
+    assert found.count("data-row") == 100
+    assert 'rel="next"' not in found
+    assert "100 locks" in found
+
+
+def test_a_list_that_is_too_slow_says_so(root: Client, scene: SimpleNamespace, monkeypatch: Any) -> None:
+    from django.db.models import BooleanField
+    from django.db.models.expressions import RawSQL
+
+    from core import console
+
+    pages = admin.site.get_model_admin(apps.get_model("locks.Lock"))
+    sleep = RawSQL("pg_sleep(20) is null", (), output_field=BooleanField())
+    monkeypatch.setattr(console, "LIST_SECONDS", 0.05)
+    monkeypatch.setattr(pages, "found", lambda request, queryset, term: queryset.filter(sleep))
+    monkeypatch.setattr(console, "PANEL_SECONDS", 0.05)
+    assert "Choose a namespace, or search for an exact name" in text(root, listing("locks.Lock", q="x"))
+    with connection.cursor() as cursor:  # and the connection is as it was
+        cursor.execute("show statement_timeout")
+        assert cursor.fetchone() == ("0",)
+
+
+# -- searching and filtering -------------------------------------------------------------------------
+
+
+def shown(client: Client, label: str, **query: str) -> list[str]:
+    """The first column of a list's rows."""
+    found = re.findall(
+        r'<th class="field-[^>]*><a href="[^"]*"[^>]*>([^<]*)</a></th>', text(client, listing(label, **query))
+    )
+    return [each.strip() for each in found]
+
+
+def test_locks_are_found_by_key_and_by_owner(root: Client, world: SimpleNamespace, lane: Lane) -> None:
+    lane("locks.acquire", key="jobs_c", owner="some body")
+    lane("locks.acquire", key="jobsxc", owner="100%")
+    here = {"namespace": world.namespace}
+    assert shown(root, "locks.Lock", **here) == ["jobs/a", "jobs/b", "jobs_c", "jobsxc"]
+    assert shown(root, "locks.Lock", **here, q="jobs/") == ["jobs/a", "jobs/b"]
+    assert shown(root, "locks.Lock", **here, q="jobs_") == ["jobs_c"]  # no wildcard
+    assert shown(root, "locks.Lock", **here, q="jobs%") == []
+    assert shown(root, "locks.Lock", **here, q="JOBS") == []
+    assert shown(root, "locks.Lock", q=f"{world.namespace}/jobs/") == [
+        "jobs/a",
+        "jobs/b",
+    ]  # an address is enough
+    assert shown(root, "locks.Lock", **here, q="owner:some body") == ["jobs_c"]
+    assert shown(root, "locks.Lock", **here, q="owner:100%") == ["jobsxc"]
+    assert shown(root, "locks.Lock", **here, q="owner:first") == []  # it holds no more
+
+
+def test_locks_are_filtered(root: Client, world: SimpleNamespace, lane: Lane) -> None:
+    free = lane("locks.acquire", key="free", owner="x")
+    lane("locks.release", key="free", lock_id=free["lock_id"])
+    here = {"namespace": world.namespace}
+    assert shown(root, "locks.Lock", **here, held="1") == ["jobs/a", "jobs/b"]
+    assert shown(root, "locks.Lock", **here, held="0") == ["free"]
+    assert shown(root, "locks.Lock", **here, contended="1") == ["jobs/a"]
+    assert shown(root, "locks.Lock", **here, contended="0") == ["free", "jobs/b"]
+    assert shown(root, "locks.Lock", namespace="nowhere") == []
+
+
+def test_a_lock_whose_time_is_up_is_free(root: Client, namespace: str) -> None:
+    from locks.models import Lock
+
+    rows_of("locks.Lock", namespace, 1)
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    Lock.objects.filter(id=f"{namespace}/{namespace}000").update(expires_at=past, owner="overdue")
+    found = text(root, listing("locks.Lock", namespace=namespace))
+    assert "overdue" not in found
+    assert ">free" in re.sub(r"\s+", "", found)
+    assert shown(root, "locks.Lock", namespace=namespace, held="0") == [f"{namespace}000"]
+
+
+def test_a_lock_s_page_shows_its_queue_in_order_and_its_events(root: Client, scene: SimpleNamespace) -> None:
+    found = text(root, page("locks.Lock", scene.lock))
+    assert str(scene.token) in found
+    assert "h-17" in found
+    assert found.index("second") < found.index("third")
+    places = ["lock.queued", "lock.queued", "lock.acquired", "lock.released", "lock.acquired"]
+    assert re.findall(r"lock\.[a-z]+", found) == places
+    assert found.count("alive") == 2
+    assert listing("core.Event", namespace=scene.namespace, q="$lock:jobs/a") in found.replace("&amp;", "&").replace(
+        "%24lock%3Ajobs%2Fa", "%24lock%3Ajobs/a")  # fmt: skip
+
+
+def test_a_waiter_of_a_dead_process_is_seen_as_such(root: Client, world: SimpleNamespace) -> None:
+    from locks.models import Claim
+
+    claim = Claim.objects.filter(id__startswith=f"{world.lock}#").order_by("id").first()
+    assert claim is not None
+    was = claim.process
+    Claim.objects.filter(id=claim.id).update(process="system/nobody")
+    found = text(root, page("locks.Lock", world.lock))
+    Claim.objects.filter(id=claim.id).update(process=was)
+    assert (found.count("alive"), len(re.findall(r">\s*gone\s*<", found))) == (1, 1)
+
+
+def test_events_are_found_by_stream_prefix_id_and_position(root: Client, lane: Lane) -> None:
+    chosen, name = str(uuid4()), lane.namespace
+    for stream in ("order-1", "order-2", "orderx"):
+        lane("events.append", stream_id=stream, event_type="t", data={})
+    given = lane("events.append", stream_id="own", event_type="t", data={}, event_id=chosen)
+    made = lane("events.append", stream_id="place", event_type="t", data={})
+    here = {"namespace": name}
+    assert shown(root, "core.Event", **here) == ["5", "4", "3", "2", "1"]
+    assert shown(root, "core.Event", **here, q="order-1") == ["1"]
+    assert shown(root, "core.Event", **here, q="order") == []
+    assert shown(root, "core.Event", **here, q="order*") == ["3", "2", "1"]
+    assert shown(root, "core.Event", **here, q="order-*") == ["2", "1"]
+    assert shown(root, "core.Event", **here, q="order_*") == []
+    assert shown(root, "core.Event", **here, q="4") == ["4"]
+    assert shown(root, "core.Event", **here, q="6") == []
+    assert shown(root, "core.Event", **here, q=chosen.upper()) == ["4"]
+    assert (given["event_id"], made["position"]) == (chosen, 5)
+    assert shown(root, "core.Event", **here, q=made["event_id"]) == ["5"]
+    assert shown(root, "core.Event", q=made["event_id"]) == ["5"]  # an id is enough
+    assert shown(root, "core.Event", q=chosen) == ["4"]
+
+
+def test_a_log_shows_one_namespace(root: Client, served: Served, lane: Lane) -> None:
+    lane("events.append", stream_id="here", event_type="t", data={})
+    lane("locks.acquire", key="k", owner="o")
+    Lane(served, "default")("events.append", stream_id="there", event_type="t", data={})
+    found = text(root, listing("core.Event"))
+    assert ">there</a>" in found
+    assert f">{lane.namespace}</a>" not in found
+    assert shown(root, "core.Event", namespace=lane.namespace, streams="clients") == ["1"]
+    assert shown(root, "core.Event", namespace=lane.namespace, streams="system") == ["2"]
+    assert shown(root, "core.Event", namespace="nowhere") == []
+
+
+def test_a_log_says_how_long_it_is(root: Client, namespace: str) -> None:
+    query = rows_of("core.Event", namespace, 230)
+    assert "100 shown of 230" in text(root, listing("core.Event", **query))
+    assert "100 shown\n" in re.sub(" +", " ", text(root, listing("core.Event", **query, q=f"{namespace}*")))
+
+
+def test_an_event_s_page_shows_what_was_written(root: Client, lane: Lane) -> None:
+    data = {"total": 129.9, "big": 2**53 - 1, "lines": [{"sku": "€"}]}
+    made = lane(
+        "events.append", stream_id="order-1", event_type="Placed", data=data, metadata={"source": "app"}
+    )
+    lane("events.append", stream_id="order-1", event_type="Paid", data=7)
+    events = {
+        each.type: each.pk
+        for each in apps.get_model("core.Event").objects.filter(namespace__name=lane.namespace)
+    }
+    found = text(root, page("core.Event", events["Placed"]))
+    for part in (
+        "Placed",
+        "Paid",
+        "order-1",
+        made["event_id"],
+        "developer",
+        "&quot;source&quot;: &quot;app&quot;",
+    ):
+        assert part in found
+    shown_data = re.search(r"<pre[^>]*>(\{.*?)</pre>", found, re.DOTALL)
+    assert shown_data
+    import html
+
+    assert json.loads(html.unescape(shown_data[1])) == data
+    assert "  &quot;total&quot;: 129.9,\n" in found
+    assert re.search(r"<pre[^>]*>7</pre>", text(root, page("core.Event", events["Paid"])))
+
+
+def test_a_huge_event_shows_its_beginning(root: Client, lane: Lane) -> None:
+    lane("events.append", stream_id="big", event_type="t", data={"a": "x" * 900_000})
+    (event,) = apps.get_model("core.Event").objects.filter(namespace__name=lane.namespace)
+    found = text(root, page("core.Event", event.pk))
+    assert "more characters" in found
+    assert len(found) < 300_000
+    assert len(text(root, listing("core.Event", namespace=lane.namespace))) < 300_000
+
+
+def test_api_keys_show_whether_they_are_good(root: Client, lane: Lane) -> None:
+    ended = lane("api_keys.create", name="old", expires_in_days=1e-9)
+    revoked = lane("api_keys.create", name="bad")
+    good = lane("api_keys.create", name="ci")
+    lane("api_keys.revoke", key_id=revoked["id"])
+    here = {"namespace": lane.namespace}
+    assert shown(root, "rbac.ApiKey", **here, state="active") == [good["id"]]
+    assert sorted(shown(root, "rbac.ApiKey", **here, state="ended")) == sorted([ended["id"], revoked["id"]])
+    assert shown(root, "rbac.ApiKey", q=good["id"][:10]) == [good["id"]]
+    assert shown(root, "rbac.ApiKey", **here, q="C") == [good["id"]]
+    found = text(root, listing("rbac.ApiKey", **here))
+    assert [word in found for word in ("expired", "revoked", "active")] == [True, True, True]
+
+
+@pytest.mark.parametrize("label", MODELS)
+def test_odd_input_breaks_nothing(root: Client, scene: SimpleNamespace, label: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(admin.site.get_model_admin(apps.get_model(label)), "list_per_page", 3)
+    values = [url_quote(value) for value in ODD]
+    asked = [f"q={value}" for value in values]
+    asked += [f"{name}={value}" for name in ("namespace", "after", "before") for value in values[:12]]
+    asked += [
+        "p=999999",
+        "p=x",
+        f"p={'9' * 5000}",
+        "after=99999999999999999999",
+        "before=-99999999999999999999",
+        "all=",
+    ]
+    asked += ["held=x", "contended=%00", "state=x", "streams=x", "o=1.-2.x.99", "e=1", "_facets=1", "is_staff__exact=x",
+              "groups__id__exact=x", "q=a&q=b", "namespace=a&namespace=b", "%00=1", "q", "_popup=1"]  # fmt: skip
+    for query in asked:
+        status = root.get(f"{listing(label)}?{query}").status_code
+        assert status in {200, 302, 400}, query
+    for key in [*ODD, "a b", "_", "_2", "_zz", "default/jobs", "9" * 30]:
+        for view in ("change", "history", "delete"):
+            status = root.get(page(label, key, view)).status_code
+            assert status in {302, 403, 404}, (view, key)
+    assert root.get(f"{listing(label)}%ff%fe/change/").status_code in {302, 404}
+
+
+def test_a_search_box_for_any_name(
+    root: Client, lane: Lane, world: SimpleNamespace, monkeypatch: Any
+) -> None:
+    from core import console
+
+    monkeypatch.setattr(console, "MOST_NAMESPACES", 100_000)
+
+    def found(term: str) -> list[str]:
+        hits = re.findall(r'href="([^"]*)"', text(root, f"/admin/search/?extended=1&s={url_quote(term)}"))
+        return [hit for hit in hits if hit.startswith("/admin/")]
+
+    assert page("locks.Lock", world.lock) in found(world.lock)
+    assert page("core.Stream", f"{world.namespace}/order-1") in found(f"{world.namespace}/ord")
+    assert page("rbac.ApiKey", world.api_key) in found(world.key_id)
+    event = apps.get_model("core.Event").objects.get(namespace__name=world.namespace, stream="order-1")
+    (shown_event,) = lane("events.read", stream_id="order-1")["events"]
+    assert found(shown_event["event_id"]) == [page("core.Event", event.pk)]
+    unique = f"Key-{uuid4().hex}"
+    lane("locks.acquire", key=unique, owner="o")
+    assert found(unique) == [page("locks.Lock", f"{world.namespace}/{unique}")]
+    assert found(unique.lower()) == []
+    assert listing("locks.Lock") in found("lock")
+    assert found("") == []
+
+
+@pytest.mark.parametrize("term", ODD)
+def test_the_search_box_takes_anything(root: Client, term: str) -> None:
+    for more in ("", "&page=x", "&page=99", "&extended=1"):
+        assert root.get(f"/admin/search/?s={url_quote(term)}{more}").status_code == 200
+
+
+def test_many_namespaces_are_told_of(root: Client, scene: SimpleNamespace, monkeypatch: Any) -> None:
+    from core import console
+
+    monkeypatch.setattr(console, "MOST_NAMESPACES", 1)
+    assert "Searched the first 1 namespaces only" in text(root, listing("locks.Lock", q="x"))
+    assert "namespaces only" not in text(root, listing("locks.Lock", q="x", namespace=scene.namespace))
+
+
+# -- the front page ----------------------------------------------------------------------------------
+
+
+def figure(client: Client, title: str) -> str:
+    found = re.search(rf">{title}</div>\s*<div[^>]*>([^<]*)<", text(client, "/admin/"))
+    assert found, title
+    return found[1].strip()
+
+
+def test_the_front_page_says_what_is_now(root: Client, scene: SimpleNamespace) -> None:
+    from locks.models import Lock
+
+    held = Lock.objects.filter(lock_id__isnull=False, expires_at__gt=datetime.now(UTC)).count()
+    assert abs(int(figure(root, "Locks held").replace(",", "")) - held) <= 2
+    contended = list(Lock.objects.filter(queued__gt=0).values_list("queued", flat=True))
+    assert int(figure(root, "Contended locks")) == len(contended) >= 1
+    assert int(figure(root, "Waiters")) == sum(contended) >= 2
+    assert int(figure(root, "Processes alive")) == 1
+    assert int(figure(root, "Events in the last minute").replace(",", "")) >= 8
+    found = text(root, "/admin/")
+    assert found.index("second") < found.index("third")  # the longest wait first
+    assert page("locks.Lock", scene.lock) in found
+
+
+def test_stale_writes_are_shown(root: Client, lane: Lane, world: SimpleNamespace) -> None:
+    from tests.doors import Refused
+
+    with pytest.raises(Refused, match="fence_stale"):
+        lane(
+            "events.append",
+            stream_id="s",
+            event_type="t",
+            data={},
+            fence={"key": "jobs/a", "fencing_token": 3},
+        )
+    found = text(root, "/admin/")
+    assert "Writes refused for a stale token" in found
+    assert page("locks.Lock", world.lock) in found[found.index("Writes refused") :]
+
+
+@pytest.mark.parametrize(
+    ("floor", "old", "new"),
+    [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 7, 13), (5, 0, 9), (40, 100, 1), (3, 64, 64)],
+)
+def test_growth_is_found_by_halving(served: Served, namespace: str, floor: int, old: int, new: int) -> None:
+    from core.admin import GROWTH
+    from core.console import fetch
+    from core.models import Event, Namespace, log_id
+
+    space = Namespace.objects.get(name=namespace)
+    Namespace.objects.filter(pk=space.pk).update(floor=floor)
+    now = datetime.now(UTC)
+    times = [now - timedelta(seconds=61 + old - n) for n in range(old)] + [now - timedelta(seconds=50)] * new
+    Event.objects.bulk_create(
+        Event(
+            id=log_id(space.number, floor + n), namespace=space, stream="s", version=n, type="t", data="{}",
+            actor="a", recorded_at=at,
+        )
+        for n, at in enumerate(times, 1)
+    )  # fmt: skip
+    found = {name: (head, grown) for name, head, grown, _ in fetch(GROWTH)}
+    assert found[namespace] == (floor + old + new, new)
+
+
+def test_a_large_table_of_locks_is_sampled(served: Served, namespace: str, monkeypatch: Any) -> None:
+    from locks import admin as pages
+
+    for number in range(6):
+        rows_of("locks.Lock", namespace, 100 * (number + 1))
+    assert pages.locks_held().replace(",", "").isdigit()
+    monkeypatch.setattr(pages, "SAMPLE_PAGES", 1)
+    assert re.fullmatch(r"about [\d,]+", pages.locks_held())
+
+
+def test_a_slow_figure_does_not_hold_the_front_page_up(
+    root: Client, scene: SimpleNamespace, monkeypatch: Any
+) -> None:
+    from core import console
+
+    def weather_report() -> list[Any]:
+        console.fetch("select pg_sleep(20)")
+        return []
+
+    monkeypatch.setattr(console, "PANEL_SECONDS", 0.3)
+    monkeypatch.setattr(console, "_sections", [("", weather_report), *console._sections])
+    assert figure(root, "Weather report") == "—"
+    assert int(figure(root, "Waiters")) >= 2
+
+
+def test_the_front_page_asks_a_fixed_number_of_questions(root: Client, scene: SimpleNamespace) -> None:
+    text(root, "/admin/")
+    with CaptureQueriesContext(connection) as queries:
+        text(root, "/admin/")
+    assert len(queries) <= 40
+
+
+# -- offline -----------------------------------------------------------------------------------------
+
+
+def outside(found: str) -> list[str]:
+    """What a page would have a browser load, or send its user, on another host."""
+    loads = (
+        r"""(?:src|href|action|srcset|poster|data|hx-get|hx-post)\s*=\s*["']?\s*((?:https?:)?//[^"'\s>]+)"""
+    )
+    return re.findall(loads, found) + re.findall(r"url\(\s*[\"']?((?:https?:)?//[^)\"']+)", found) + re.findall(
+        r"@import\s+[\"']?((?:https?:)?//[^\"';]+)", found)  # fmt: skip
+
+
+def test_no_page_reaches_for_another_host(root: Client, scene: SimpleNamespace) -> None:
+    urls = [url for label in MODELS for url in every_page(label)] + [
+        "/admin/",
+        "/admin/password_change/",
+        "/admin/core/",
+    ]
+    pages = {url: text(root, url) for url in urls} | {
+        "login": text(Client(headers={"host": "localhost"}), "/admin/login/")
+    }
+    assert {url: outside(found) for url, found in pages.items() if outside(found)} == {}
+    assets = {
+        link for found in pages.values() for link in re.findall(r'(?:src|href)="(/static/[^"]+)"', found)
+    }
+    assert len(assets) > 10
+    styles = {}
+    for link in sorted(assets):
+        response = root.get(link)
+        assert response.status_code == 200, link
+        if link.endswith(".css"):
+            styles[link] = b"".join(response).decode()
+    assert {link: outside(style) for link, style in styles.items() if outside(style)} == {}
+    fonts = {
+        (link, font)
+        for link, style in styles.items()
+        for font in re.findall(r"url\([\"']?([^)\"']+\.woff2)", style)
+    }
+    assert fonts
+    for link, font in fonts:
+        assert root.get(link.rpartition("/")[0] + "/" + font.rpartition("/")[2]).status_code == 200
+
+
+def test_the_test_for_other_hosts_finds_them() -> None:
+    assert outside('<script src="https://cdn.example/x.js">') == ["https://cdn.example/x.js"]
+    assert outside("@font-face{src:url(//fonts.example/a.woff2)}") == ["//fonts.example/a.woff2"]
+    assert outside('<a href="/admin/">') == []
