@@ -93,6 +93,8 @@ def api_keys() -> Iterable[Figure | Panel]:
 
 # -- accounts ----------------------------------------------------------------------------------------
 
+LAST_LOGIN, JOINED = instant("last_login"), instant("date_joined", "joined")
+
 
 @admin.register(User)
 class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
@@ -102,14 +104,14 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
     actions = None
-    list_display = ("username", "email", "is_active", "is_staff", "is_superuser", instant("last_login"))
-    readonly_fields = ("last_login", "date_joined")
+    list_display = ("username", "email", "is_active", "is_staff", "is_superuser", LAST_LOGIN)
+    readonly_fields = (LAST_LOGIN, JOINED)  # type: ignore[assignment]  # Django takes callables, its stubs do not
     filter_horizontal = ()
     show_facets = admin.ShowFacets.NEVER
     fieldsets = (
         (None, {"fields": ("username", "password", ("first_name", "last_name"), "email")}),
-        ("Rights", {"fields": (("is_active", "is_staff", "is_superuser"), "groups")}),
-        (None, {"fields": (("last_login", "date_joined"),)}),
+        ("Rights", {"fields": ("is_active", "is_staff", "is_superuser", "groups")}),
+        (None, {"fields": ((LAST_LOGIN, JOINED),)}),  # type: ignore[typeddict-item]
     )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
