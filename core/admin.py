@@ -20,11 +20,15 @@ from core.console import (
     RecordAdmin,
     fetch,
     in_question,
+    instant,
+    label,
+    link,
     on_front_page,
+    span,
     stored_json,
     url_of,
+    when,
 )
-from core.display import instant, label, link, span, when
 from core.log import place_id, place_of
 from core.models import POSITION_BITS, Event, Namespace, Process, Stream, log_id, position_of
 

@@ -19,11 +19,15 @@ from core.console import (
     Panel,
     RecordAdmin,
     fetch,
+    instant,
+    label,
+    link,
     on_front_page,
+    span,
     stored_json,
     url_of,
+    when,
 )
-from core.display import instant, label, link, span, when
 from core.models import Process
 from locks.models import Claim, Lock
 

@@ -24,9 +24,10 @@ from core.console import (
     RecordAdmin,
     each,
     fetch,
+    instant,
+    label,
     on_front_page,
 )
-from core.display import instant, label
 from rbac.models import ApiKey
 
 # Refresh tokens are credentials: nobody reads them off a page. Users and groups come again below.

@@ -9,7 +9,8 @@ from django.template.response import TemplateResponse
 from unfold.dataclasses import SearchResult
 from unfold.sites import UnfoldAdminSite
 
-from core.console import PANEL_SECONDS, TooSlow, limited, url_of
+from core.console import reading, url_of
+from core.console.reading import TooSlow, limited
 
 FOUND = 5  # of one kind
 
@@ -55,7 +56,7 @@ class Site(UnfoldAdminSite):
 
     def _of_kind(self, request: HttpRequest, model: Any, page: Any, term: str) -> list[SearchResult]:
         try:
-            with limited(PANEL_SECONDS):
+            with limited(reading.PANEL_SECONDS):
                 found, _ = page.get_search_results(request, page.get_queryset(request), term)
                 rows = list(found.order_by("pk")[:FOUND])
         except TooSlow:

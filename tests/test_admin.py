@@ -183,14 +183,14 @@ def test_the_accounts_are_not_for_every_operator(operator: Client, scene: Simple
 def test_the_right_to_call_is_the_right_to_look(
     operator: Client, scene: SimpleNamespace, monkeypatch: Any
 ) -> None:
-    from core import console
+    from core.console import rights
     from core.errors import Forbidden
 
     def authorize(caller: Any, operation: Any, params: Any) -> None:
         if operation.name.startswith("locks."):
             raise Forbidden
 
-    monkeypatch.setattr(console, "authorize", authorize)
+    monkeypatch.setattr(rights, "authorize", authorize)
     for url in every_page("locks.Lock"):
         assert operator.get(url).status_code == 403
     front = text(operator, "/admin/")
@@ -371,7 +371,8 @@ def test_an_action_needs_the_right_and_the_token_of_the_page(
 ) -> None:
     strict = browser(user("boss", is_staff=True), enforce_csrf_checks=True)
     assert revoke(strict, world.api_key, confirmed="yes").status_code == 403
-    from core import console, runtime
+    from core import runtime
+    from core.console import rights
     from core.errors import Forbidden
 
     def authorize(caller: Any, operation: Any, params: Any) -> None:
@@ -381,7 +382,7 @@ def test_an_action_needs_the_right_and_the_token_of_the_page(
     client = browser(user("boss", is_staff=True))
     monkeypatch.setattr(runtime, "authorize", authorize)  # the right goes while the page is open
     assert "Not you. (forbidden)" in revoke(client, world.api_key, confirmed="yes").content.decode()
-    monkeypatch.setattr(console, "authorize", authorize)
+    monkeypatch.setattr(rights, "authorize", authorize)
     revoke(client, world.api_key, confirmed="yes")
     assert "api_keys_revoke" not in text(client, page("rbac.ApiKey", world.api_key))
     assert access_events(lane) == [("api_key.created", world.key_id)]
@@ -569,13 +570,13 @@ def test_a_list_that_is_too_slow_says_so(root: Client, scene: SimpleNamespace, m
     from django.db.models import BooleanField
     from django.db.models.expressions import RawSQL
 
-    from core import console
+    from core.console import reading
 
     pages = admin.site.get_model_admin(apps.get_model("locks.Lock"))
     sleep = RawSQL("pg_sleep(20) is null", (), output_field=BooleanField())
-    monkeypatch.setattr(console, "LIST_SECONDS", 0.05)
+    monkeypatch.setattr(reading, "LIST_SECONDS", 0.05)
     monkeypatch.setattr(pages, "found", lambda request, queryset, term: queryset.filter(sleep))
-    monkeypatch.setattr(console, "PANEL_SECONDS", 0.05)
+    monkeypatch.setattr(reading, "PANEL_SECONDS", 0.05)
     assert "Choose a namespace, or search for an exact name" in text(root, listing("locks.Lock", q="x"))
     with connection.cursor() as cursor:  # and the connection is as it was
         cursor.execute("show statement_timeout")
@@ -788,9 +789,9 @@ def test_odd_input_breaks_nothing(root: Client, scene: SimpleNamespace, label: s
 def test_a_search_box_for_any_name(
     root: Client, lane: Lane, world: SimpleNamespace, monkeypatch: Any
 ) -> None:
-    from core import console
+    from core.console import lists
 
-    monkeypatch.setattr(console, "MOST_NAMESPACES", 100_000)
+    monkeypatch.setattr(lists, "MOST_NAMESPACES", 100_000)
 
     def found(term: str) -> list[str]:
         hits = re.findall(r'href="([^"]*)"', text(root, f"/admin/search/?extended=1&s={url_quote(term)}"))
@@ -817,9 +818,9 @@ def test_the_search_box_takes_anything(root: Client, term: str) -> None:
 
 
 def test_many_namespaces_are_told_of(root: Client, scene: SimpleNamespace, monkeypatch: Any) -> None:
-    from core import console
+    from core.console import lists
 
-    monkeypatch.setattr(console, "MOST_NAMESPACES", 1)
+    monkeypatch.setattr(lists, "MOST_NAMESPACES", 1)
     assert "Searched the first 1 namespaces only" in text(root, listing("locks.Lock", q="x"))
     assert "namespaces only" not in text(root, listing("locks.Lock", q="x", namespace=scene.namespace))
 
@@ -901,14 +902,14 @@ def test_a_large_table_of_locks_is_sampled(served: Served, namespace: str, monke
 def test_a_slow_figure_does_not_hold_the_front_page_up(
     root: Client, scene: SimpleNamespace, monkeypatch: Any
 ) -> None:
-    from core import console
+    from core.console import front, reading
 
     def weather_report() -> list[Any]:
-        console.fetch("select pg_sleep(20)")
+        reading.fetch("select pg_sleep(20)")
         return []
 
-    monkeypatch.setattr(console, "PANEL_SECONDS", 0.3)
-    monkeypatch.setattr(console, "_sections", [("", weather_report), *console._sections])
+    monkeypatch.setattr(reading, "PANEL_SECONDS", 0.3)
+    monkeypatch.setattr(front, "_sections", [("", weather_report), *front._sections])
     assert figure(root, "Weather report") == "—"
     assert int(figure(root, "Waiters")) >= 2
 

@@ -7,6 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from django.contrib import admin
+from django.db import models
+from django.db.models.functions import Cast
 from django.template.loader import render_to_string
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
@@ -76,3 +78,11 @@ def instant(name: str, title: str | None = None) -> Callable[[Any], str]:
 
     show.__name__ = name
     return show
+
+
+def stored_json(row: models.Model, column: str) -> str:
+    """A column's JSON, indented, read as it is stored."""
+    text = (
+        type(row)._default_manager.filter(pk=row.pk).values_list(Cast(column, models.TextField()), flat=True)
+    )
+    return pretty(text.first())
