@@ -75,9 +75,11 @@ class Runtime:
         await tail_pool.close()
 
     def release_waiters(self) -> None:
-        """End every wait with 503: the process stops, and another one serves the retry."""
+        """End every wait and every stream with 503: the process stops, and another one serves the retry."""
         self.stopping = True
         self.waiters.release_all(Unavailable("This process is stopping."))
+        if self.tail:
+            self.tail.release()
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str | None = None) -> "asyncio.Task[Any]":
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
@@ -207,6 +209,8 @@ class Runtime:
 
     async def _wait(self, job: Job) -> Any:
         try:
+            if self.stopping and not job.granted.done():
+                raise Unavailable("This process is stopping.")
             return await grant(job)
         except TimeoutError:
             self.waiters.forget(job)

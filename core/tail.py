@@ -19,7 +19,7 @@ from django.conf import settings
 from core import log
 from core.callers import verdicts
 from core.database import conninfo, rows, tail_pool
-from core.errors import Gone, SyrosError
+from core.errors import Gone, SyrosError, Unavailable
 from core.log import Entry
 from core.models import log_id
 from core.waiting import Waiters
@@ -65,6 +65,7 @@ class Tail:
         self._outbox_filled = asyncio.Event()
         self._redis: Any = None
         self._channel = ""
+        self._releasing = False
         self.polled_at = 0.0
 
     # -- life ----------------------------------------------------------------------------------------
@@ -183,8 +184,23 @@ class Tail:
 
     # -- for those who follow ------------------------------------------------------------------------
 
+    def release(self) -> None:
+        """Let nobody listen any longer: the process stops, and its readers go on elsewhere."""
+        self._releasing = True
+        for following in self._logs.values():
+            for listener in following.listeners:
+                listener.set()
+
+    def _check_serving(self) -> None:
+        if self._releasing:
+            raise Unavailable("This process is stopping.")
+
     async def after(self, number: int, position: int, limit: int = PAGE) -> list[Entry]:
-        """The entries after a position, from memory when they are there."""
+        """The entries after a position, from memory when they are there.
+
+        Raises: Unavailable.
+        """
+        self._check_serving()
         following = self.follow(number)
         ring = following.ring
         if ring and ring[0].position <= position + 1 and ring[-1].position == following.head:
@@ -203,7 +219,11 @@ class Tail:
             following.listeners.discard(event)
 
     async def bounds(self, number: int) -> tuple[int, int]:
-        """The floor (pruned up to there) and the last position of a namespace's log, as the database says."""
+        """The floor (pruned up to there) and the last position of a namespace's log, as the database says.
+
+        Raises: Unavailable.
+        """
+        self._check_serving()
         ((_, head, floor),) = await rows(HEADS, [[number]])
         return floor, head
 
