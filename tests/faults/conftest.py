@@ -1,6 +1,9 @@
 """Servers that may be killed: one house a test process, its two Syros processes kept between tests."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +12,13 @@ from tests.faults.house import Couple, House
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    found = House(tmp_path_factory.mktemp("house")).start()
+def house() -> Iterator[House]:
+    # Not below pytest's folder: that is root's alone, and the servers' user would have to live elsewhere.
+    var = Path(tempfile.mkdtemp(prefix="syros-house-"))
+    found = House(var).start()
     yield found
     found.stop()
+    shutil.rmtree(var)
 
 
 @pytest.fixture(scope="session")
