@@ -160,6 +160,7 @@ def check_serves(found: Embedded) -> None:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     found = Path(tempfile.mkdtemp(prefix="syros-var-"))
+    found.chmod(0o755)
     yield found
     shutil.rmtree(found)
 
@@ -266,7 +267,6 @@ def ordinary(*command: str) -> list[str]:
 
 @as_root
 def test_it_starts_as_an_ordinary_user(folder: Path) -> None:
-    folder.chmod(0o755)
     home = folder / "home"
     home.mkdir(mode=0o700)
     os.chown(home, NOBODY, NOBODY)
