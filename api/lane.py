@@ -200,9 +200,15 @@ async def stream(
 
 
 async def send_items(first: dict[str, Any], items: AsyncIterator[dict[str, Any]], send: Send) -> None:
+    """All of it, and its end: what breaks a stream off is its last event, where a status can no longer say it."""
     await send_item(first, send)
-    async for item in items:
-        await send_item(item, send)
+    last = b""
+    try:
+        async for item in items:
+            await send_item(item, send)
+    except SyrosError as error:
+        last = b"event: error\ndata: %s\n\n" % encode(error.problem())
+    await send({"type": "http.response.body", "body": last})
 
 
 async def send_item(item: dict[str, Any], send: Send) -> None:

@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=Aggregate)
 Key = tuple[type[Aggregate], str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """A command on its way: what to do, for whom, and, when it is done, what came of it."""
 
@@ -370,7 +370,7 @@ class Batch:
     def _run(self, job: Job) -> None:
         """One command; if it refuses, nothing of it stays but what the refusal itself records."""
         tx = Transaction(self, job)
-        job.error, job.replayed = None, False
+        job.value, job.error = None, None
         try:
             run_job(tx, job)
         except Needs:

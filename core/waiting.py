@@ -32,13 +32,25 @@ class Waiters:
 
     def expect(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
-            if isinstance(job.value, Waiting) and job.granted is not None:
-                with self._changing:
-                    self.forget(job)  # a batch that ran again may have given it another ticket
-                    job.place = (job.call.namespace.number, job.value.stream, job.value.ticket)
-                    self._jobs.setdefault(job.place, []).append(job)
-                    stream = job.place[:2]
-                    self._streams[stream] = self._streams.get(stream, 0) + 1
+            if job.granted is None:
+                continue
+            with self._changing:
+                self._start_over(job)
+                if isinstance(job.value, Waiting) and job.error is None:
+                    self._put_in(job)
+
+    def _start_over(self, job: Job) -> None:
+        """A batch may run again, and give another ticket. The one before was never committed, so it became
+        somebody else's, and what was heard of it meant them."""
+        self.forget(job)
+        if job.granted.done():
+            job.granted = job.granted.get_loop().create_future()
+
+    def _put_in(self, job: Job) -> None:
+        job.place = (job.call.namespace.number, job.value.stream, job.value.ticket)
+        self._jobs.setdefault(job.place, []).append(job)
+        stream = job.place[:2]
+        self._streams[stream] = self._streams.get(stream, 0) + 1
 
     def forget(self, job: Job) -> bool:
         """Take a job out; True if nobody else in this process waits in its place."""
@@ -71,12 +83,13 @@ class Waiters:
     def _notice(self, entry: Entry) -> None:
         data: dict[str, Any] = decode(entry.data)
         place = (entry.namespace, entry.stream, data.get("ticket", 0))
-        for job in list(self._jobs.get(place, ())):
-            answer = self._answer(job, entry.type, data)
-            if answer is not None:
-                self.forget(job)
-                if not job.granted.done():
-                    job.granted.set_result(answer)
+        with self._changing:
+            for job in list(self._jobs.get(place, ())):
+                answer = self._answer(job, entry.type, data)
+                if answer is not None:
+                    self.forget(job)
+                    if not job.granted.done():
+                        job.granted.set_result(answer)
 
     @staticmethod
     def _answer(job: Job, kind: str, data: dict[str, Any]) -> Any:

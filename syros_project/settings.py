@@ -163,6 +163,8 @@ def database(url: str) -> dict[str, Any]:
             "options": f"-c search_path=syros,public {options.get('options', '')}".strip(),
             "pool": {"min_size": 1, "max_size": 6, "timeout": 5},
         },
+        # A pooled connection may have died with the server since it was used last.
+        "CONN_HEALTH_CHECKS": True,
     }
 
 
