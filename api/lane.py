@@ -16,7 +16,7 @@ from api.routing import match
 from core.callers import Call
 from core.encoding import encode
 from core.errors import Internal, SyrosError, TooLarge
-from core.operations import Operation, Outcome
+from core.operations import MAX_BYTES, Operation, Outcome
 from core.runtime import runtime
 
 logger = logging.getLogger("syros.lane")
@@ -48,14 +48,29 @@ class Lane:
                 status, body = await health.look(path)
                 await write(send, status, _JSON, encode(body), [(b"cache-control", b"no-store")])
             else:
-                await self._django(scope, receive, send)
+                await self._leave(MAX_BYTES, read_headers(scope), scope, receive, send)
             return
         headers = read_headers(scope)
         found = match(scope["method"], path[len(PREFIX) :].rstrip("/"))
         if found is None or not takes(found[0], headers):
-            await self._django(scope, receive, send)
+            await self._leave(found[0].max_bytes if found else MAX_BYTES, headers, scope, receive, send)
             return
         await respond(found[0], found[1], headers, scope, receive, send)
+
+    async def _leave(self, limit: int, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+        """Leave a request to Django, once its body is here: who is slow must not hold one of its few threads."""
+        try:
+            parts = [await read(receive, headers, limit)]
+        except TooLarge as error:
+            await refuse(send, error, requests.request_id(headers))
+            return
+        except Disconnected:
+            return
+
+        async def replay() -> dict[str, Any]:
+            return {"type": "http.request", "body": parts.pop()} if parts else await receive()
+
+        await self._django(scope, replay, send)
 
 
 def takes(operation: Operation, headers: Headers) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from core.batch import Transaction
 
 MAX_NUMBER = 2**53 - 1  # what every client's numbers can hold
+MAX_BYTES = 1 << 20  # of a body, unless an operation takes more
 Touch = tuple[type[Any], str]
 Touches = Callable[[Any], Sequence[Touch]]
 
@@ -94,7 +95,7 @@ class Operation:
         anonymous: bool = False,
         fenced: bool = True,
         secret: Sequence[str] = (),
-        max_bytes: int = 1 << 20,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         app = function.__module__.partition(".")[0]
         self.name = name or f"{app}.{function.__name__}"

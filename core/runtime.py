@@ -4,10 +4,11 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, close_old_connections
 
 from core.batch import Job
 from core.callers import Call, authorize
@@ -23,6 +24,7 @@ from core.waiting import Waiters, grant
 logger = logging.getLogger("syros.runtime")
 
 
+THREADS = 4  # for plain queries; each keeps a connection
 Periodic = Callable[[], Awaitable[None]]
 periodics: list[tuple[float, Periodic]] = []
 
@@ -50,6 +52,7 @@ class Runtime:
 
     async def start(self) -> None:
         self.loop, self.stopping = asyncio.get_running_loop(), False
+        self.loop.set_default_executor(ThreadPoolExecutor(THREADS, "syros-query"))
         await pool.open()
         await tail_pool.open()
         self.tail = Tail(self.waiters)
@@ -239,6 +242,7 @@ def look(operation: Operation, call: Call, params: dict[str, Any]) -> Outcome:
 
     Raises: Unavailable, and what the operation raises.
     """
+    close_old_connections()  # a thread beside Django's own has nobody else to tell it of a lost one
     try:
         return Outcome(operation.function(call, **params), operation.status)
     except (OperationalError, InterfaceError) as error:

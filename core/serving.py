@@ -20,6 +20,7 @@ logger = logging.getLogger("syros.serving")
 
 DRAIN_SECONDS = 20
 REQUEST_SECONDS = 60.0  # for a request to arrive whole
+HEAD_BYTES = 64 << 10  # of a request's line and headers
 
 
 class Server(uvicorn.Server):
@@ -45,7 +46,8 @@ class OneWrite:
             self._head = data
             self._loop.call_soon(self._flush)  # a body that is long in coming must not hold the head back
             return
-        self._transport.write(data)
+        if not self._transport.is_closing():  # uvloop's raises, once the peer has hung up
+            self._transport.write(data)
 
     def close(self) -> None:
         self._flush()
@@ -58,9 +60,12 @@ class OneWrite:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, which answers in one write and does not wait for ever for a request to be complete."""
+    """uvicorn's, which answers in one write, and neither waits for ever for a request to be complete nor collects
+    a head without end."""
 
     _complete = True
+    _head_complete = False
+    _head_bytes = 0
     _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -69,6 +74,9 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._head_bytes = 0 if self._head_complete else self._head_bytes + len(data)
+        if self._head_bytes > HEAD_BYTES:
+            self.transport.close()
         if self._complete:
             if self._patience:
                 self._patience.cancel()
@@ -77,8 +85,12 @@ class Protocol(HttpToolsProtocol):
             self._be_patient()
 
     def on_message_begin(self) -> None:
-        self._complete = False
+        self._complete = self._head_complete = False
         super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head_complete = True
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._complete = True
@@ -117,7 +129,6 @@ def config(application: Any) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=75,
-        h11_max_incomplete_event_size=64 << 10,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
 

@@ -9,6 +9,6 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syros_project.settings")
 from api.lane import Lane
 from syros_project.wsgi import application as django
 
-THREADS = 8
+THREADS = 6  # each keeps a connection
 
 application = Lane(WSGIMiddleware(django, workers=THREADS))  # type: ignore[arg-type]

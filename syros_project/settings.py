@@ -161,9 +161,10 @@ def database(url: str) -> dict[str, Any]:
         "OPTIONS": {
             **options,
             "options": f"-c search_path=syros,public {options.get('options', '')}".strip(),
-            "pool": {"min_size": 1, "max_size": 6, "timeout": 5},
         },
-        # A pooled connection may have died with the server since it was used last.
+        # A connection a thread, of which there are few. A pool of them would come back from an outage late: it
+        # waits longer and longer between its attempts to connect.
+        "CONN_MAX_AGE": 600,
         "CONN_HEALTH_CHECKS": True,
     }
 

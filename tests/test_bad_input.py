@@ -1,5 +1,6 @@
 """Whatever comes in: a 4xx problem that names every bad field, never a 500, and the server stays well."""
 
+import contextlib
 import json
 import socket
 from collections.abc import Iterator
@@ -312,9 +313,11 @@ def test_a_request_must_arrive_whole_in_time(served: Served, monkeypatch: pytest
     ],
 )  # fmt: skip
 def test_what_is_not_http_hurts_nobody(served: Served, text: bytes) -> None:
+    answer = b""
     with socket.create_connection(("127.0.0.1", served.port), 5) as connection:
         connection.settimeout(5)
-        connection.sendall(text)
-        answer = connection.recv(65536)
+        with contextlib.suppress(ConnectionError):  # hung up on before it was done
+            connection.sendall(text)
+            answer = connection.recv(65536)
     assert not answer or answer.startswith((b"HTTP/1.1 4",))
     assert httpx.get(f"http://127.0.0.1:{served.port}/ready", timeout=10).status_code == 200

@@ -159,8 +159,10 @@ def test_who_reads_what_comes_does_not_hold_the_end_up(couple: Couple, ending: S
                 told = await reading
                 assert told.status in {200, 503}
             else:
-                with pytest.raises((Lost, StopAsyncIteration)):
-                    await reading
+                kind, problem = await reading
+                assert (kind, problem["code"]) == ("error", "unavailable")
+                with pytest.raises(Lost):
+                    await anext(items)
 
     run(story())
 
