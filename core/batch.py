@@ -15,7 +15,7 @@ from core.errors import IdempotencyKeyReused, Internal, SyrosError
 from core.log import Entry
 from core.models import Aggregate, Answer, Event, Stream
 from core.operations import Operation, Waiting, guard
-from core.pipeline import Pipeline
+from core.pipeline import Pending, Pipeline
 from core.records import Table, array, columns_of, table
 
 logger = logging.getLogger("syros.engine")
@@ -236,6 +236,8 @@ class Batch:
         self.answering: dict[str, Job] = {}
         self.now = datetime.min.replace(tzinfo=UTC)
         self.epoch = 0
+        self.written: Pending | None = None
+        self.is_committing = False
 
     # -- what commands see ---------------------------------------------------------------------------
 
@@ -388,7 +390,7 @@ class Batch:
 
     # -- storing -------------------------------------------------------------------------------------
 
-    def store(self, late: bool) -> None:
+    def _store(self, late: bool) -> None:
         """One statement a table for what is new, changed or gone. Kept answers go late: they hold positions."""
         changes: dict[Table, tuple[list[Any], list[Any], list[Any]]] = {}
         for (model, _), record in self.records.items():
@@ -413,32 +415,56 @@ class Batch:
             if gone:
                 self.pipeline.execute(kind.delete, [array(gone)])
 
-    def take_log(self) -> None:
-        """Take the logs' heads, as late as possible, and give every event its position."""
-        numbers = sorted({entry.namespace for entry in self.entries})
+    def commit(self) -> None:
+        """Store everything, take the logs' heads as late as possible, and commit: in one round trip, unless
+        answers are to be kept, which hold positions."""
+        self._store(late=False)
+        if self.entries:
+            self._write_log()
+        if keeps := any(model is Answer for model, _ in self.records):
+            self._settle()
+            self._store(late=True)
+        self.is_committing = True
+        self.pipeline.execute("commit")
+        self.pipeline.sync()
+        if not keeps:
+            self._settle()
+
+    def _write_log(self) -> None:
+        lengths: dict[int, int] = {}
+        rows = []
+        for entry in self.entries:
+            place = lengths[entry.namespace] = lengths.get(entry.namespace, 0) + 1
+            rows.append(entry.row(place))
+        numbers = sorted(lengths)
         for number in numbers:
             self.pipeline.execute(log.TAKE_HEAD, [number])
-        rows = self.pipeline.execute(log.READ_HEAD, [array(numbers)]).rows()
-        heads = {number: head for number, head, _ in rows}
-        recorded_at = rows[-1][2]
-        for entry in self.entries:
-            heads[entry.namespace] += 1
-            entry.position, entry.recorded_at = heads[entry.namespace], recorded_at
+        self.written = self.pipeline.execute(log.WRITE, [array(numbers), *columns_of(rows)])
 
-    def write_log(self) -> None:
-        rows = [entry.row() for entry in self.entries]
-        self.pipeline.execute(log.INSERT, [str(self.entries[0].recorded_at), *columns_of(rows)])
-
-    def finish(self) -> None:
-        """Answers that hold positions are functions: call them now. Then fill in the kept ones."""
+    def _settle(self) -> None:
+        """Tell every event its position and every command its answer, and fill in the answers to keep."""
+        if self.written:
+            rows = self.written.rows()
+            heads = {number: head for number, head, _ in rows}
+            for entry in self.entries:
+                heads[entry.namespace] += 1
+                entry.position, entry.recorded_at = heads[entry.namespace], rows[0][2]
         for job in self.jobs:
-            if job.error is None and callable(job.value):
-                job.value = job.value()
+            if job.error is None and callable(job.value):  # it holds positions
+                self._answer(job)
             if job.answer_id and job.error is None and not job.replayed:
                 self._keep(job)
         for job in self.jobs:
             if job.twin:
                 job.value, job.status = job.twin.value, job.twin.status
+
+    @staticmethod
+    def _answer(job: Job) -> None:
+        try:
+            job.value = job.value()
+        except Exception:  # what it did may be committed by now: the batch must not run again
+            job.error = Internal()
+            logger.exception("answer failed", extra={"request_id": job.call.request_id})
 
     def _keep(self, job: Job) -> None:
         kept: Any = self.records[Answer, job.answer_id].instance  # type: ignore[index]

@@ -71,7 +71,8 @@ class Engine:
         self._connection: psycopg.Connection[Any] | None = None
         self._pipeline: Pipeline | None = None
         self._thread: threading.Thread | None = None
-        self._stopping = self._committing = False
+        self._stopping = False
+        self._batch: Batch | None = None  # the last that was begun
         self._beaten = self._hurried = 0.0
         self._seen: datetime | None = None  # the database's time when this engine last spoke to it
         self.process_id = f"system/{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
@@ -179,7 +180,7 @@ class Engine:
         except BaseException:
             self._disconnect()
             untold = [job for job in jobs if not job.told]
-            self._refuse(untold, OutcomeUnknown if self._committing else Unavailable)
+            self._refuse(untold, OutcomeUnknown if self._may_be_committed else Unavailable)
             raise
 
     def _commit_or_split(self, jobs: list[Job]) -> None:
@@ -209,6 +210,10 @@ class Engine:
             logger.error("a command broke its batch: %s", name, exc_info=failure)
             self._refuse(jobs, Internal)
 
+    @property
+    def _may_be_committed(self) -> bool:
+        return self._batch is not None and self._batch.is_committing
+
     def _refuse(self, jobs: list[Job], error: type[SyrosError]) -> None:
         for job in jobs:
             job.error = error()  # its value stays: what it would have taken may have to be given back
@@ -224,9 +229,9 @@ class Engine:
         for attempt in range(1, RERUNS + 1):
             self._beat_in_time()  # halving may take longer than this process's lease
             pipeline = self._connect()
-            self._committing = False
+            self._batch = Batch(jobs, pipeline, self.process_id)
             try:
-                return self._transact(Batch(jobs, pipeline, self.process_id))
+                return self._transact(self._batch)
             except RACES as error:
                 self._rollback(pipeline)
                 if isinstance(error, pg.LockNotAvailable):
@@ -242,7 +247,7 @@ class Engine:
                 told = error.sqlstate is not None and not isinstance(error, LOST)
                 self._disconnect()
                 logger.warning("the database is away: %s", first_line(error))
-                raise (OutcomeUnknown if self._committing and not told else Unavailable) from error
+                raise (OutcomeUnknown if self._may_be_committed and not told else Unavailable) from error
             except BaseException:
                 self._rollback(pipeline)
                 raise
@@ -257,16 +262,7 @@ class Engine:
         self._seen = batch.now
         batch.decide()
         self._expecting(batch.jobs)
-        batch.store(late=False)
-        if batch.entries:
-            batch.take_log()
-        batch.finish()
-        if batch.entries:
-            batch.write_log()
-        batch.store(late=True)
-        self._committing = True
-        batch.pipeline.execute("commit")
-        batch.pipeline.sync()
+        batch.commit()
         return batch.entries
 
     # -- the connection ------------------------------------------------------------------------------

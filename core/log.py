@@ -15,17 +15,25 @@ SELECT = f"select {COLUMNS} from core_event"
 AFTER = f"{SELECT} where id > %s and id <= %s order by id limit %s"
 NAMED = f"""{SELECT} where namespace_id = $1 and event_id = any($2::uuid[])
 union all {SELECT} where namespace_id = $1 and event_id is null and id = any($3::bigint[])"""
-INSERT = """insert into core_event (id, namespace_id, stream, version, type, event_id, data, metadata, actor,
-    correlation_id, causation_id, recorded_at)
-select *, $1::timestamptz from unnest($2::bigint[], $3::int[], $4::text[], $5::bigint[], $6::text[], $7::uuid[],
-    $8::json[], $9::json[], $10::text[], $11::text[], $12::text[])"""
-# The lock orders commits; the head is read in a statement of its own, whose snapshot sees them all.
+# The lock orders commits; the heads are read in a statement of its own, whose snapshot sees them all.
 # max() over the primary key, not a counter row: that gets ten times slower while any old snapshot is open.
 TAKE_HEAD = "select pg_advisory_xact_lock(7305, $1)"
-READ_HEAD = """select n.number, greatest(n.floor, (
-    select coalesce(max(e.id), 0) & ((1::bigint << 40) - 1) from core_event e
-    where e.id > n.number::bigint << 40 and e.id < (n.number::bigint + 1) << 40)), clock_timestamp()
-from core_namespace n where n.number = any($1::int[])"""
+WRITE = """with head as materialized (
+    select n.number, greatest(n.floor, (
+        select coalesce(max(e.id), 0) & ((1::bigint << 40) - 1) from core_event e
+        where e.id > n.number::bigint << 40 and e.id < (n.number::bigint + 1) << 40)) as position
+    from core_namespace n where n.number = any($1::int[])
+), time as materialized (select clock_timestamp() as now
+), written as (
+    insert into core_event (id, namespace_id, stream, version, type, event_id, data, metadata, actor,
+        correlation_id, causation_id, recorded_at)
+    select head.number::bigint << 40 | (head.position + place), head.number, stream, version, type, event_id, data,
+        metadata, actor, correlation_id, causation_id, time.now
+    from unnest($2::int[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::uuid[], $8::json[], $9::json[],
+        $10::text[], $11::text[], $12::text[]) new(number, place, stream, version, type, event_id, data, metadata,
+        actor, correlation_id, causation_id)
+    join head using (number) cross join time
+) select head.number, head.position, time.now from head cross join time"""
 
 _PLACE = "00000000-0000-8000-"  # a version 8 UUID (RFC 9562) that says where the event stands
 
@@ -60,10 +68,11 @@ class Entry:
     position: int = 0
     recorded_at: Any = None  # a datetime once it is in the log
 
-    def row(self) -> tuple[Any, ...]:
+    def row(self, place: int) -> tuple[Any, ...]:
+        """What `WRITE` takes: the entry as the place-th of those that come after the head of its log."""
         return (
-            log_id(self.namespace, self.position), self.namespace, self.stream, self.version, self.type,
-            self.event_id, self.data, self.metadata, self.actor, self.correlation_id, self.causation_id,
+            self.namespace, place, self.stream, self.version, self.type, self.event_id, self.data, self.metadata,
+            self.actor, self.correlation_id, self.causation_id,
         )  # fmt: skip
 
     def public(self) -> dict[str, Any]:
