@@ -6,7 +6,8 @@ other content types than JSON) it leaves to Django. It sees the client go away, 
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from api.routing import match
 from core.callers import Call
 from core.encoding import encode
 from core.errors import Internal, SyrosError, TooLarge
+from core.express import Reply
 from core.operations import MAX_BYTES, Operation, Outcome
 from core.runtime import runtime
 
@@ -41,28 +43,46 @@ class Lane:
     def __init__(self, django: App) -> None:
         self._django = django
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
-        if scope["type"] != "http" or not path.startswith(PREFIX):
-            if path in health.PATHS and scope["method"] in {"GET", "HEAD"}:
-                status, body = await health.look(path)
-                await write(send, status, _JSON, encode(body), [(b"cache-control", b"no-store")])
-            else:
-                await self._leave(MAX_BYTES, read_headers(scope), scope, receive, send)
-            return
-        headers = read_headers(scope)
-        found = match(scope["method"], path[len(PREFIX) :].rstrip("/"))
-        if found is None or not takes(found[0], headers):
-            await self._leave(found[0].max_bytes if found else MAX_BYTES, headers, scope, receive, send)
-            return
-        await respond(found[0], found[1], headers, scope, receive, send)
+    def wants(
+        self, method: str, path: str, query: bytes, headers: list[tuple[bytes, bytes]], peer: str
+    ) -> "Request | None":
+        """The request, if the lane answers it and needs no ASGI for that (see core.express)."""
+        request = self._request(method, path, query, headers, peer)
+        if request is None or request.operation.streams or too_long(request.headers, request.limit):
+            return None
+        return request
 
-    async def _leave(self, limit: int, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+    def _request(
+        self, method: str, path: str, query: bytes, pairs: Iterable[tuple[bytes, bytes]], peer: str
+    ) -> "Request | None":
+        if not path.startswith(PREFIX):
+            return None
+        found = match(method, path[len(PREFIX) :].rstrip("/"))
+        if found is None:
+            return None
+        headers = read_headers(pairs)
+        return Request(*found, headers, method, query, peer) if takes(found[0], headers) else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path, client = scope["method"], scope["path"], scope["client"]
+        if path in health.PATHS and method in {"GET", "HEAD"}:
+            status, body = await health.look(path)
+            await write(send, Reply(status, _JSON, encode(body), [(b"cache-control", b"no-store")]))
+        elif request := self._request(
+            method, path, scope["query_string"], scope["headers"], client[0] if client else ""
+        ):
+            await respond(request, receive, send)
+        else:
+            await self._leave(scope, receive, send)
+
+    async def _leave(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Leave a request to Django, once its body is here: who is slow must not hold one of its few threads."""
+        headers = read_headers(scope["headers"])
+        found = match(scope["method"], scope["path"][len(PREFIX) :].rstrip("/"))
         try:
-            parts = [await read(receive, headers, limit)]
+            parts = [await read(receive, headers, found[0].max_bytes if found else MAX_BYTES)]
         except TooLarge as error:
-            await refuse(send, error, requests.request_id(headers))
+            await write(send, refused(error, requests.request_id(headers)))
             return
         except Disconnected:
             return
@@ -71,6 +91,54 @@ class Lane:
             return {"type": "http.request", "body": parts.pop()} if parts else await receive()
 
         await self._django(scope, replay, send)
+
+
+@dataclass(slots=True)
+class Request:
+    """One request for an operation, as far as its head tells."""
+
+    operation: Operation
+    names: dict[str, str]
+    headers: Headers
+    method: str
+    query: bytes
+    peer: str
+
+    @property
+    def limit(self) -> int:
+        return self.operation.max_bytes
+
+    async def answer(self, body: bytes) -> Reply:
+        """The answer: an outcome or a problem."""
+        identity, started, waits = requests.request_id(self.headers), perf_counter(), False
+        try:
+            call, params = await self.read(body, identity)
+            waits = bool(params.get("wait_seconds"))
+            reply = answered(await runtime.run(self.operation, call, params), identity)
+        except SyrosError as error:
+            reply = refused(error, identity)
+        except Exception:
+            logger.exception("%s broke", self.operation.name, extra={"request_id": identity})
+            reply = refused(Internal(), identity)
+        took = perf_counter() - started
+        if took > SLOW_SECONDS and not waits:
+            logger.warning("slow: %s took %.1f s", self.operation.name, took, extra={"request_id": identity})
+        return reply
+
+    async def read(self, body: bytes, identity: str) -> tuple[Call, dict[str, Any]]:
+        """Who calls, and with which parameters.
+
+        Raises: what core.callers and api.requests raise.
+        """
+        call = await requests.call_of(self.headers, identity, self.peer)
+        call.size = len(body)
+        query = requests.read_query(self.query.decode("latin-1"))
+        found = requests.read_body(body, self.headers.content_type)
+        return call, requests.parameters(self.operation, self.method, self.names, query, found)
+
+    def too_large(self) -> Reply:
+        error = TooLarge(f"The body is larger than {self.limit} bytes.", limit=self.limit)
+        return refused(error, requests.request_id(self.headers))
 
 
 def takes(operation: Operation, headers: Headers) -> bool:
@@ -82,46 +150,46 @@ def takes(operation: Operation, headers: Headers) -> bool:
     return not headers.content_type or requests.is_json(headers.content_type)
 
 
-def read_headers(scope: Scope) -> Headers:
+def read_headers(pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
     headers = Headers()
-    for name, value in scope["headers"]:
+    for name, value in pairs:
         if attribute := _HEADERS.get(name):
             setattr(headers, attribute, value.decode("latin-1"))
     return headers
 
 
-async def respond(
-    operation: Operation, names: dict[str, str], headers: Headers, scope: Scope, receive: Receive, send: Send
-) -> None:
-    """Answer one request: an outcome, a stream, or a problem."""
-    identity, started = requests.request_id(headers), perf_counter()
+def answered(outcome: Outcome, identity: str) -> Reply:
+    headers = [(b"x-request-id", identity.encode())]
+    if outcome.replayed:
+        headers.append((b"idempotency-replayed", b"true"))
+    return Reply(outcome.status, _JSON, encode(outcome.value), headers)
+
+
+def refused(error: SyrosError, identity: str) -> Reply:
+    headers = [(b"x-request-id", identity.encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    return Reply(error.status, _PROBLEM, encode(error.problem(identity)), headers)
+
+
+# -- over ASGI ---------------------------------------------------------------------------------------
+
+
+async def respond(request: Request, receive: Receive, send: Send) -> None:
+    """What the express way leaves to ASGI: streams, and requests that are pipelined or expect to be told to go on."""
     try:
-        body = await read(receive, headers, operation.max_bytes)
-        client = scope.get("client")
-        call = await requests.call_of(headers, identity, client[0] if client else "")
-        call.size = len(body)
-        query = requests.read_query(scope["query_string"].decode("latin-1"))
-        params = requests.parameters(
-            operation, scope["method"], names, query, requests.read_body(body, headers.content_type)
-        )
-        if operation.streams:
-            await stream(operation, call, params, receive, send)
-            return
-        if operation.waits or "wait_seconds" in params:
-            outcome = await while_connected(runtime.run(operation, call, params), params, receive)
+        body = await read(receive, request.headers, request.limit)
+        if request.operation.streams:
+            await stream(request, body, receive, send)
         else:
-            outcome = await runtime.run(operation, call, params)
-        await answer(send, outcome, identity)
-    except SyrosError as error:
-        await refuse(send, error, identity)
+            await write(send, await while_connected(request.answer(body), receive))
+    except TooLarge:
+        await write(send, request.too_large())
     except Disconnected:
         return
-    except Exception:
-        logger.exception("%s broke", operation.name, extra={"request_id": identity})
-        await refuse(send, Internal(), identity)
-    took = perf_counter() - started
-    if took > SLOW_SECONDS and not operation.waits:
-        logger.warning("slow: %s took %.1f s", operation.name, took, extra={"request_id": identity})
+
+
+def too_long(headers: Headers, limit: int) -> bool:
+    return headers.content_length.isdigit() and int(headers.content_length) > limit
 
 
 async def read(receive: Receive, headers: Headers, limit: int) -> bytes:
@@ -129,7 +197,7 @@ async def read(receive: Receive, headers: Headers, limit: int) -> bytes:
 
     Raises: TooLarge, Disconnected.
     """
-    if headers.content_length.isdigit() and int(headers.content_length) > limit:
+    if too_long(headers, limit):
         raise TooLarge(f"The body is larger than {limit} bytes.", limit=limit)
     parts: list[bytes] = []
     size = 0
@@ -145,12 +213,11 @@ async def read(receive: Receive, headers: Headers, limit: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def while_connected(
-    work: Coroutine[Any, Any, Outcome], params: dict[str, Any], receive: Receive
-) -> Outcome:
-    """Wait for an outcome as long as the client is there; when it goes, its place in every queue goes too."""
-    if not params.get("wait_seconds"):
-        return await work
+async def while_connected(work: Coroutine[Any, Any, Reply], receive: Receive) -> Reply:
+    """Work for an answer as long as the client is there; when it goes, its place in every queue goes too.
+
+    Raises: Disconnected.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(disconnect(receive))
     try:
@@ -169,38 +236,27 @@ async def disconnect(receive: Receive) -> None:
         pass
 
 
-async def answer(send: Send, outcome: Outcome, identity: str) -> None:
-    headers = [(b"x-request-id", identity.encode())]
-    if outcome.replayed:
-        headers.append((b"idempotency-replayed", b"true"))
-    await write(send, outcome.status, _JSON, encode(outcome.value), headers)
+async def write(send: Send, reply: Reply) -> None:
+    head = [(b"content-type", reply.kind), (b"content-length", b"%d" % len(reply.body)), *reply.headers]
+    await send({"type": "http.response.start", "status": reply.status, "headers": head})
+    await send({"type": "http.response.body", "body": reply.body})
 
 
-async def refuse(send: Send, error: SyrosError, identity: str) -> None:
-    headers = [(b"x-request-id", identity.encode())]
-    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    await write(send, error.status, _PROBLEM, encode(error.problem(identity)), headers)
-
-
-async def write(
-    send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
-) -> None:
-    head = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def stream(
-    operation: Operation, call: Call, params: dict[str, Any], receive: Receive, send: Send
-) -> None:
+async def stream(request: Request, body: bytes, receive: Receive, send: Send) -> None:
     """Server-sent events: each item's one key is its event name; the position is the id to resume from."""
-    items = runtime.stream(operation, call, params)
-    first = await anext(items)  # refusals come before the head of the response
+    identity = requests.request_id(request.headers)
+    try:
+        call, params = await request.read(body, identity)
+        items = runtime.stream(request.operation, call, params)
+        first = await anext(items)  # refusals come before the head of the response
+    except SyrosError as error:
+        await write(send, refused(error, identity))
+        return
     head = [
         (b"content-type", b"text/event-stream"),
         (b"cache-control", b"no-store"),
         (b"x-accel-buffering", b"no"),
-        (b"x-request-id", call.request_id.encode()),
+        (b"x-request-id", identity.encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": head})
     sending = asyncio.ensure_future(send_items(first, items, send))

@@ -12,15 +12,13 @@ import threading
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from core.express import Connection
 from core.runtime import runtime
 
 logger = logging.getLogger("syros.serving")
 
 DRAIN_SECONDS = 20
-REQUEST_SECONDS = 60.0  # for a request to arrive whole
-HEAD_BYTES = 64 << 10  # of a request's line and headers
 
 
 class Server(uvicorn.Server):
@@ -28,81 +26,6 @@ class Server(uvicorn.Server):
 
     def install_signal_handlers(self) -> None:
         return
-
-
-class OneWrite:
-    """A transport that sends the head of a response together with what follows it: one system call, not two."""
-
-    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop, self._head = transport, loop, b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif data.startswith(b"HTTP/1.1 "):
-            self._head = data
-            self._loop.call_soon(self._flush)  # a body that is long in coming must not hold the head back
-            return
-        if not self._transport.is_closing():  # uvloop's raises, once the peer has hung up
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._head and not self._transport.is_closing():
-            self._transport.write(self._head)
-        self._head = b""
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, which answers in one write, and neither waits for ever for a request to be complete nor collects
-    a head without end."""
-
-    _complete = True
-    _head_complete = False
-    _head_bytes = 0
-    _patience: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
-        self._be_patient()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._head_bytes = 0 if self._head_complete else self._head_bytes + len(data)
-        if self._head_bytes > HEAD_BYTES:
-            self.transport.close()
-        if self._complete:
-            if self._patience:
-                self._patience.cancel()
-                self._patience = None
-        elif not self._patience:
-            self._be_patient()
-
-    def on_message_begin(self) -> None:
-        self._complete = self._head_complete = False
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._head_complete = True
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._complete = True
-        super().on_message_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._patience:
-            self._patience.cancel()
-        super().connection_lost(exc)
-
-    def _be_patient(self) -> None:
-        self._patience = self.loop.call_later(REQUEST_SECONDS, self.transport.close)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -120,7 +43,7 @@ def config(application: Any) -> uvicorn.Config:
     return uvicorn.Config(
         application,
         loop="uvloop",
-        http=Protocol,
+        http=Connection,
         ws="none",
         lifespan="off",
         access_log=False,

@@ -99,7 +99,10 @@ class Tail:
     # -- hearing of new entries ----------------------------------------------------------------------
 
     def follow(self, number: int) -> Following:
-        return self._logs.setdefault(number, Following(number))
+        found = self._logs.get(number)
+        if found is None:
+            found = self._logs[number] = Following(number)
+        return found
 
     async def attend(self, number: int) -> None:
         """Know how far a log reaches before a command goes off that may wait for one of its events: whatever

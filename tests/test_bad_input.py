@@ -10,7 +10,7 @@ import httpx
 import pytest
 from django.test import Client
 
-from core import serving
+from core import express
 from tests.doors import Door, Refused, Served
 
 NUL, LONE = "a\x00b", "\ud800"
@@ -291,7 +291,7 @@ def silence(served: Served, *parts: bytes) -> bytes:
 
 
 def test_a_request_must_arrive_whole_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(express, "REQUEST_SECONDS", 0.3)
     head = b"POST /api/v1/locks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert silence(served) == b""
     assert silence(served, head) == b""
