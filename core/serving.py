@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from core.embedded import end_with_parent
 from core.express import Connection
 from core.runtime import runtime
 
@@ -29,14 +30,34 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket that several processes may share."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
+    """A listening socket."""
+    listener = bind(host, port)
     listener.listen(2048)
-    listener.setblocking(False)
     return listener
+
+
+def listen_together(host: str, port: int, count: int) -> list[socket.socket]:
+    """A listening socket for each of several processes: the kernel spreads the connections over them evenly, where
+    processes that share one would leave it to chance who takes how many.
+
+    Raises: OSError, also when somebody else listens there and would share the port.
+    """
+    bind(host, port).close()
+    listeners = [bind(host, port, shared=True) for _ in range(count)]
+    for listener in listeners:
+        listener.listen(2048)
+    return listeners
+
+
+def bind(host: str, port: int, shared: bool = False) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    found.bind((host, port))
+    found.setblocking(False)
+    return found
 
 
 def config(application: Any) -> uvicorn.Config:
@@ -56,21 +77,22 @@ def config(application: Any) -> uvicorn.Config:
     )
 
 
-async def serve(application: Any, sockets: list[socket.socket]) -> None:
+async def serve(application: Any, listener: socket.socket, workers: "Workers") -> None:
     """Serve until SIGTERM or SIGINT: then refuse, drain, finish the batch, end this process's lease."""
     await runtime.start()
     server = Server(config(application))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, begin_stop, server)
+        loop.add_signal_handler(number, begin_stop, server, workers)
     tune()
     try:
-        await server.serve(sockets=sockets)
+        await server.serve(sockets=[listener])
     finally:
         await runtime.stop()
 
 
-def begin_stop(server: Server) -> None:
+def begin_stop(server: Server, workers: "Workers") -> None:
+    workers.terminate()
     runtime.release_waiters()
     server.should_exit = True
 
@@ -85,32 +107,46 @@ def tune() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-def supervise(listener: socket.socket, count: int, environment: dict[str, str]) -> None:
-    """Run `count` serving processes on one listening socket; one that dies is replaced.
+class Workers:
+    """Further processes that serve beside this one, each on a socket of its own; one that dies is replaced.
 
-    Ends on SIGTERM or SIGINT, when the processes have ended.
+    They end with this process, even if it is killed. Leaving the context ends them and waits for them.
     """
-    listener.set_inheritable(True)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    workers = [start_worker(listener, environment) for _ in range(count)]
-    while not stopping.wait(0.5):
-        for index, worker in enumerate(workers):
-            if worker.poll() is not None:
-                logger.error("worker %d ended with %s; starting another", worker.pid, worker.returncode)
-                workers[index] = start_worker(listener, environment)
-    for worker in workers:
-        worker.terminate()
-    for worker in workers:
-        worker.wait(DRAIN_SECONDS + 15)
 
+    def __init__(self, listeners: list[socket.socket], environment: dict[str, str]) -> None:
+        self._listeners, self._environment = listeners, environment
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._stopping = threading.Event()
 
-def start_worker(listener: socket.socket, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, sys.argv[0], "serve", "web", "--fd", str(listener.fileno())]
-    return subprocess.Popen(
-        command,
-        pass_fds=[listener.fileno()],
-        env={**os.environ, **environment},
-        start_new_session=True,  # Ctrl-C reaches the supervisor, which ends them in order
-    )
+    def __enter__(self) -> "Workers":
+        self._processes = [self._start(listener) for listener in self._listeners]
+        if self._processes:
+            threading.Thread(target=self._watch, name="syros-workers", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.terminate()
+        for process in self._processes:
+            process.wait(DRAIN_SECONDS + 15)
+
+    def terminate(self) -> None:
+        """Begin their end."""
+        self._stopping.set()
+        for process in self._processes:
+            process.terminate()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(0.5):
+            for index, process in enumerate(self._processes):
+                if process.poll() is not None and not self._stopping.is_set():
+                    logger.error("worker %d ended with %s; starting another", process.pid, process.returncode)
+                    self._processes[index] = self._start(self._listeners[index])
+
+    def _start(self, listener: socket.socket) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [sys.executable, sys.argv[0], "serve", "web", "--fd", str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+            env={**os.environ, **self._environment},
+            start_new_session=True,  # Ctrl-C reaches this process, which ends them in order
+            preexec_fn=end_with_parent,
+        )

@@ -29,8 +29,8 @@ class Command(BaseCommand):
         parser.add_argument("role", nargs="?", choices=["all", "web"], default="all")
         parser.add_argument("--host", default=settings.SERVER_HOST)
         parser.add_argument("--port", type=int, default=settings.REST_PORT)
-        parser.add_argument("--workers", type=int, default=1, help="processes that serve")
-        parser.add_argument("--fd", type=int, help="an inherited listening socket (used by --workers)")
+        parser.add_argument("--workers", type=int, help="processes that serve; without a role two, else one")
+        parser.add_argument("--fd", type=int, help="an inherited listening socket, for one process")
 
     def handle(self, *args: Any, **options: Any) -> None:
         logs.configure(settings.LOG_LEVEL, settings.LOG_FORMAT)
@@ -45,25 +45,26 @@ class Command(BaseCommand):
             self.listen(options, None)
 
     def listen(self, options: dict[str, Any], servers: "Servers | None") -> None:
-        listener = (
-            socket.socket(fileno=options["fd"])
+        workers = options["workers"] or (min(2, os.cpu_count() or 1) if servers else 1)
+        listener, *others = (
+            [socket.socket(fileno=options["fd"])]
             if options["fd"] is not None
-            else open_port(options["host"], options["port"])
+            else open_port(options["host"], options["port"], workers)
         )
         if servers:
             servers.watch()
-        if options["workers"] > 1:
-            serving.supervise(listener, options["workers"], environment())
-            return
         from syros_project.asgi import application
 
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serving.serve(application, [listener]))
+        with (
+            serving.Workers(others, environment()) as beside,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(serving.serve(application, listener, beside))
 
 
-def open_port(host: str, port: int) -> socket.socket:
+def open_port(host: str, port: int, count: int) -> list[socket.socket]:
     try:
-        return serving.listen(host, port)
+        return serving.listen_together(host, port, count) if count > 1 else [serving.listen(host, port)]
     except OSError as error:
         raise CommandError(f"Cannot listen on {host}:{port} (REST_PORT): {error.strerror}.") from error
 
