@@ -41,8 +41,16 @@ def _table() -> dict[tuple[str, str], list[tuple[re.Pattern[str], Operation]]]:
     return table
 
 
+@cache
+def _literal() -> dict[tuple[str, str], Operation]:
+    """The routes without names, which come first in any case."""
+    return {(route.method, route.path): operation for route, operation in routes() if not route.names}
+
+
 def match(method: str, path: str) -> tuple[Operation, dict[str, str]] | None:
     """The operation at a path below /api/v1/, and the names in the path."""
+    if literal := _literal().get((method, path)):
+        return literal, {}
     for expression, operation in _table().get((method, path.partition("/")[0]), ()):
         if found := expression.fullmatch(path):
             return operation, found.groupdict()

@@ -158,7 +158,8 @@ class Connection(HttpToolsProtocol):
         path, _, query = self.url.partition(b"?")
         application = cast(Application, self.app)
         method, peer = self.parser.get_method().decode(), self.client[0] if self.client else ""
-        return application.wants(method, unquote(path.decode()), query, self.headers, peer)
+        text = unquote(path.decode()) if b"%" in path else path.decode()
+        return application.wants(method, text, query, self.headers, peer)
 
     def on_message_complete(self) -> None:
         self._complete = True

@@ -190,12 +190,14 @@ class Runtime:
         if self.engine is None or self.loop is None:
             raise Unavailable("This process is not serving.")
         job = Job(operation, params, call, self.loop.create_future())
-        if operation.waits:
+        if call.idempotency_key:
+            identify(job)
+        if operation.waits and (
+            params.get("wait_seconds") or job.answer_id
+        ):  # or it may join a wait by its key
             if self.tail:
                 await self.tail.attend(call.namespace.number)
             job.granted = self.loop.create_future()
-        if call.idempotency_key:
-            identify(job)
         self.engine.submit(job)
         try:
             await job.future
