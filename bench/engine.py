@@ -54,15 +54,23 @@ def over_http(syros: Syros, seconds: int) -> list[Figure]:
     run = wrk(syros, "syros_lock", CALLERS)
     run(1)
     postgres = next(pid for pid, name in children(syros.pid).items() if name == "postgres")
-    threads, database, spent = cpu_of_threads(syros.pid), cpu_of_children(postgres), os.times()
+    threads, database, spent = (
+        [cpu_of_threads(pid) for pid in syros.pids],
+        cpu_of_children(postgres),
+        os.times(),
+    )
     load = run(seconds)
-    taken = {thread: cpu - threads.get(thread, 0.0) for thread, cpu in cpu_of_threads(syros.pid).items()}
-    loop = taken.pop(syros.pid)
+    loop = engine = others = 0.0
+    for pid, before in zip(syros.pids, threads, strict=True):
+        taken = {thread: cpu - before.get(thread, 0.0) for thread, cpu in cpu_of_threads(pid).items()}
+        loop += taken.pop(pid)
+        engine += max(taken.values())
+        others += sum(taken.values()) - max(taken.values())
     ended = os.times()
     parts = {
         "event loop": loop,
-        "engine": max(taken.values()),
-        "other threads": sum(taken.values()) - max(taken.values()),
+        "engine": engine,
+        "other threads": others,
         "PostgreSQL": cpu_of_children(postgres) - database,
         "wrk": ended.children_user + ended.children_system - spent.children_user - spent.children_system,
     }

@@ -48,6 +48,6 @@ def commands(loads: Iterable[Load]) -> int:
 
 
 def resident(syros: Syros) -> dict[str, float]:
-    """MB of the Syros process and of its Valkey."""
+    """MB of the Syros processes and of their Valkey."""
     valkey = next(pid for pid, name in children(syros.pid).items() if name.startswith("valkey"))
-    return {"syros": round(resident_mb(syros.pid), 1), "valkey": round(resident_mb(valkey), 1)}
+    return {"syros": round(sum(map(resident_mb, syros.pids)), 1), "valkey": round(resident_mb(valkey), 1)}

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.processes import children
 from core.embedded import end_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +113,8 @@ class Server:
 
 
 class Syros(Server):
-    """Syros with embedded PostgreSQL and Valkey; or, `beside` another, a second process on the same ones."""
+    """Syros as `manage.py serve` starts it, with embedded PostgreSQL and Valkey; or, `beside` another, one process more
+    on the same ones."""
 
     name = "syros"
 
@@ -121,6 +123,12 @@ class Syros(Server):
         super().__init__(home / f"syros-{number}.log")
         self.var, self._beside = home / "syros", beside
         self.api_key: str = beside.api_key if beside else ""
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that serve, the first one first."""
+        beside = [pid for pid, name in children(self.pid).items() if name.startswith("python")]
+        return [self.pid, *beside]
 
     def command(self) -> list[str]:
         role = ["web"] if self._beside else []

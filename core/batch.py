@@ -418,6 +418,7 @@ class Batch:
     def commit(self) -> None:
         """Store everything, take the logs' heads as late as possible, and commit: in one round trip, unless
         answers are to be kept, which hold positions."""
+        self.pipeline.check()
         self._store(late=False)
         if self.entries:
             self._write_log()

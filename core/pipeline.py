@@ -88,6 +88,15 @@ class Pipeline:
         if failure is not None:
             raise failure
 
+    def check(self) -> None:
+        """Notice that the server has hung up, before anything is sent that it might still have carried out.
+
+        Raises: psycopg.OperationalError.
+        """
+        self._poll.register(self._pg.socket, select.POLLIN)
+        if self._poll.poll(0):
+            self._pg.consume_input()
+
     def load(self, result: Any) -> list[tuple[Any, ...]]:
         self._transformer.set_pgresult(result)
         return self._transformer.load_rows(0, result.ntuples, tuple)

@@ -79,9 +79,11 @@ class Tail:
         self._tasks = [asyncio.create_task(self._forever(each)) for each in loops]
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = set(self._tasks)
+        while left:  # a cancellation that meets a time-out in the client library may be lost: say it again
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=0.5)
         if self._redis is not None:
             with contextlib.suppress(Exception):
                 await self._redis.aclose()
