@@ -79,9 +79,11 @@ def migrate(environ: dict[str, str]) -> None:
 class Syros:
     """One `manage.py serve`. `name` is that of its log, `<var>/<name>.log`."""
 
-    def __init__(self, environ: dict[str, str], name: str = "a", *, role: str | None = "web") -> None:
+    def __init__(
+        self, environ: dict[str, str], name: str = "a", *, role: str | None = "web", workers: int = 1
+    ) -> None:
         self.environ, self.name = environ, name
-        self.role = [role] if role else []
+        self.role = [*([role] if role else []), "--workers", str(workers)]
         self.port = free_port()
         self.log = Path(environ["SYROS_VAR"]) / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
