@@ -247,6 +247,9 @@ async def stream(request: Request, body: bytes, receive: Receive, send: Send) ->
     identity = requests.request_id(request.headers)
     try:
         call, params = await request.read(body, identity)
+        if request.headers.last_event_id.isdigit() and "from_position" in params:
+            # A browser that lost the connection says how far it had come, and repeats the address it began with.
+            params["from_position"] = int(request.headers.last_event_id[:16]) + 1
         items = runtime.stream(request.operation, call, params)
         first = await anext(items)  # refusals come before the head of the response
     except SyrosError as error:

@@ -34,6 +34,7 @@ class Headers:
     host: str = ""
     origin: str = ""
     content_length: str = ""
+    last_event_id: str = ""
 
 
 NAMES = {
@@ -48,6 +49,7 @@ NAMES = {
     "host": "host",
     "origin": "origin",
     "content-length": "content_length",
+    "last-event-id": "last_event_id",
 }
 
 

@@ -1,6 +1,7 @@
 """REST through Django REST framework: every operation, documented and browsable, from the registry."""
 
 import asyncio
+import json
 from typing import Any
 
 from django.core.exceptions import BadRequest, RequestDataTooBig
@@ -19,7 +20,7 @@ from api.requests import NAMES, Headers
 from api.routing import match, methods
 from core import errors
 from core.callers import ANONYMOUS, Call, Caller, identify
-from core.encoding import encode
+from core.encoding import decode, encode
 from core.operations import Operation
 from core.runtime import runtime
 
@@ -62,6 +63,9 @@ class BrowsableRenderer(renderers.BrowsableAPIRenderer):
 
     def get_default_renderer(self, view: Any) -> renderers.BaseRenderer:
         return JSONRenderer()
+
+    def get_content(self, renderer: Any, data: Any, *args: Any) -> str:
+        return json.dumps(decode(encode(data)), indent=2, ensure_ascii=False)
 
     def show_form_for_method(self, view: Any, method: str, request: Any, obj: Any) -> bool:
         return method in view.allowed_methods

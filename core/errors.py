@@ -124,8 +124,10 @@ class Invalid(SyrosError):
     def __init__(self, errors: list[dict[str, str]], detail: str | None = None) -> None:
         names = ", ".join(sorted({error["pointer"] for error in errors}))
         super().__init__(detail or f"Wrong type or value: {names}", errors=errors)
-        if {error["code"] for error in errors} == {"reserved_name"}:
-            self.code = "reserved_name"  # type: ignore[misc]
+
+
+class ReservedName(Invalid):
+    """A route has this name, so nothing else can have it."""
 
 
 class IdempotencyKeyReused(SyrosError):

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 REQUEST_SECONDS = 60.0  # for a request to arrive whole
+KEEP_ALIVE_SECONDS = 75.0  # between two requests
+LOOK_SECONDS = 5.0  # how exactly these are kept
 HEAD_BYTES = 64 << 10  # of a request's line and headers
 
 
@@ -116,28 +118,26 @@ class Lenient:
 
 class Connection(HttpToolsProtocol):
     """uvicorn's, which takes the express way where it can, and neither waits for ever for a request to be complete
-    nor collects a head without end."""
+    nor collects a head without end. It looks at its clock now and then, which costs a request nothing."""
 
-    _complete = True
+    _complete = True  # as far as a request has come
     _head_complete = False
     _head_bytes = 0
-    _patience: asyncio.TimerHandle | None = None
+    _since = 0.0  # the last time something came or went
+    _look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(Any, Lenient(transport)))
-        self._be_patient()
+        self._since = self.loop.time()
+        self._look_later()
 
     def data_received(self, data: bytes) -> None:
+        if self._complete:
+            self._since = self.loop.time()
         super().data_received(data)
         self._head_bytes = 0 if self._head_complete else self._head_bytes + len(data)
         if self._head_bytes > HEAD_BYTES:
             self.transport.close()
-        if self._complete:
-            if self._patience:
-                self._patience.cancel()
-                self._patience = None
-        elif not self._patience:
-            self._be_patient()
 
     def on_message_begin(self) -> None:
         self._complete = self._head_complete = False
@@ -165,9 +165,16 @@ class Connection(HttpToolsProtocol):
         self._complete = True
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        self._since = self.loop.time()
+        if self.pipeline or self.flow.read_paused:
+            super().on_response_complete()  # starts the next one
+        else:
+            self.server_state.total_requests += 1
+
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._patience:
-            self._patience.cancel()
+        if self._look:
+            self._look.cancel()
         super().connection_lost(exc)
 
     def start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -177,5 +184,14 @@ class Connection(HttpToolsProtocol):
         self.tasks.add(task)
         return task
 
-    def _be_patient(self) -> None:
-        self._patience = self.loop.call_later(REQUEST_SECONDS, self.transport.close)
+    def _look_later(self) -> None:
+        self._look = self.loop.call_later(LOOK_SECONDS, self._look_at_clock)
+
+    def _look_at_clock(self) -> None:
+        is_answering = self._complete and self.cycle is not None and not self.cycle.response_complete
+        has_begun = not self._complete or self.cycle is None
+        patience = REQUEST_SECONDS if has_begun else KEEP_ALIVE_SECONDS
+        if not is_answering and self.loop.time() - self._since > patience:
+            self.transport.close()
+        else:
+            self._look_later()

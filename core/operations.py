@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
-from core.errors import Invalid, NotFound
+from core.errors import Invalid, NotFound, ReservedName
 
 if TYPE_CHECKING:
     from core.batch import Transaction
@@ -143,7 +143,9 @@ class Operation:
             found: dict[str, Any] = self._validate(values, strict=strict).__dict__
             return found
         except ValidationError as error:
-            raise Invalid([named(problem) for problem in error.errors(include_url=False)]) from None
+            problems = [named(problem) for problem in error.errors(include_url=False)]
+            only_reserved = {problem["code"] for problem in problems} == {ReservedName.code}
+            raise (ReservedName if only_reserved else Invalid)(problems) from None
 
 
 def named(problem: Mapping[str, Any]) -> dict[str, str]:

@@ -120,7 +120,13 @@ AnyName = Annotated[str, AfterValidator(check_any_name), Field(min_length=1, max
 Prefix = Annotated[str, AfterValidator(check_text), Field(max_length=300)]
 Text = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=255)]
 Json = Annotated[Any, AfterValidator(to_json_text)]
-Object = Annotated[Any, AfterValidator(to_json_text), BeforeValidator(check_object)]
+Object = Annotated[
+    Any,
+    AfterValidator(to_json_text),
+    BeforeValidator(check_object),
+    # For people; inside, it is text all the way.
+    Field(json_schema_extra=lambda schema: schema.update(type="object", default={})),
+]
 Instant = Annotated[datetime, BeforeValidator(to_instant)]
 EventId = Annotated[str, AfterValidator(check_uuid), Field(max_length=45)]
 Position = Annotated[int, Field(ge=0, le=MAX_NUMBER)]

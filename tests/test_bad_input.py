@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -291,13 +292,17 @@ def silence(served: Served, *parts: bytes) -> bytes:
 
 
 def test_a_request_must_arrive_whole_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(express, "REQUEST_SECONDS", 0.3)
+    for name, seconds in (("REQUEST_SECONDS", 0.3), ("KEEP_ALIVE_SECONDS", 0.6), ("LOOK_SECONDS", 0.1)):
+        monkeypatch.setattr(express, name, seconds)
     head = b"POST /api/v1/locks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert silence(served) == b""
     assert silence(served, head) == b""
     assert silence(served, head + b"Content-Length: 100\r\n\r\n{") == b""
     whole = b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n"
     assert silence(served, whole, head).startswith(b"HTTP/1.1 200")
+    started = time.monotonic()
+    assert silence(served, whole).startswith(b"HTTP/1.1 200")
+    assert 0.6 < time.monotonic() - started < 4
 
 
 @pytest.mark.parametrize(

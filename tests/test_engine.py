@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from django.core.management import call_command
 from django.db import connection
@@ -13,6 +14,7 @@ from django.utils import timezone
 
 from core.batch import Job, Transaction
 from core.callers import DEVELOPER, Call, namespaces
+from core.database import conninfo
 from core.engine import Engine
 from core.errors import Conflict, Internal, SyrosError, Unavailable
 from core.log import Entry
@@ -20,6 +22,7 @@ from core.models import Answer, Cluster, Process, Stream
 from core.operations import Operation
 from core.runtime import runtime
 from tests.doors import Lane, Served
+from tests.test_locks import until
 
 
 def command(function: Callable[..., Any], **options: Any) -> Operation:
@@ -92,6 +95,10 @@ def alone(served: Served, namespace: str) -> Iterator[Alone]:
     found = Alone(served.do(namespaces.get(namespace)))
     yield found
     found.engine.stop()
+
+
+def connect() -> psycopg.Connection[Any]:
+    return psycopg.connect(conninfo(), autocommit=True)
 
 
 def versions(alone: Alone, stream: str) -> list[int]:
@@ -178,6 +185,32 @@ def test_two_commands_with_one_key_in_one_batch_have_one_effect(alone: Alone) ->
 
 
 # -- several engines ---------------------------------------------------------------------------------
+
+
+def test_who_makes_a_row_second_sees_the_first_one_s(alone: Alone) -> None:
+    """Both find no row; the second to insert it breaks on the key, and its batch runs again."""
+    other = Alone(alone.namespace)
+    engines, jobs = (alone, other), [alone.job(APPEND, stream="new"), other.job(APPEND, stream="new")]
+    for each in engines:
+        each.carry_out([each.job(APPEND, stream="connected")])
+    try:
+        with connect() as blocker:
+            blocker.execute("select pg_advisory_lock(7305, %s)", [alone.namespace.number])  # the log's head
+            threads = [
+                threading.Thread(target=each.carry_out, args=([job],))
+                for each, job in zip(engines, jobs, strict=True)
+            ]
+            for thread in threads:
+                thread.start()
+            waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+            with connect() as onlooker:
+                until(lambda: onlooker.execute(waiting).fetchone() == (2,))
+        for thread in threads:
+            thread.join()
+    finally:
+        other.engine.stop()
+    assert [job.error for job in jobs] == [None, None]
+    assert versions(alone, "new") == [1, 2]
 
 
 def test_two_engines_race_for_rows_that_are_not_there_yet(alone: Alone) -> None:

@@ -321,14 +321,16 @@ def test_a_long_poll_ends_in_time(waiting: Door) -> None:
 # -- following ---------------------------------------------------------------------------------------
 
 
-def follow(lane: Door, **query: Any) -> Any:
-    """The items of a followed log: (event name, id, data)."""
+def follow(lane: Door, more: dict[str, str] | None = None, /, **query: Any) -> Any:
+    """The items of a followed log: (event name, id, data), for at most a minute."""
+    deadline = time.monotonic() + 60
     url = f"http://127.0.0.1:{lane.served.port}/api/v1/events/follow"
-    headers = {"Syros-Namespace": lane.namespace}
+    headers = {"Syros-Namespace": lane.namespace, **(more or {})}
     with httpx.stream("GET", url, params=query, headers=headers, timeout=20) as response:
         assert response.headers["content-type"] == "text/event-stream"
         fields: dict[str, str] = {}
         for line in response.iter_lines():
+            assert time.monotonic() < deadline, "what should come does not"
             name, _, value = line.partition(": ")
             if name:
                 fields[name] = value
@@ -374,6 +376,13 @@ def test_following_chooses_streams_types_and_categories(lane: Door) -> None:
     assert streams(streams=["order-1", "$lock:a"], heartbeat_seconds=1) == ["order-1", "$lock:a"]
     assert streams(category="order", heartbeat_seconds=1) == ["order-1", "order-2"]
     assert streams(event_types=["A"], heartbeat_seconds=1) == ["order-1", "user-1"]
+
+
+def test_a_browser_that_reconnects_goes_on_where_it_was(lane: Door) -> None:
+    lane("events.append", stream_id="s", events=many(5))
+    with closing(follow(lane, {"Last-Event-ID": "3"}, from_position=1)) as items:
+        assert next(items) == ("heartbeat", 3, {"position": 3})
+        assert [next(items)[1] for _ in range(2)] == [4, 5]
 
 
 def test_following_from_ahead_is_refused(lane: Door) -> None:
