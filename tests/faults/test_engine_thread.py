@@ -84,6 +84,7 @@ def test_it_dies_while_its_batch_waits_for_a_row(
                 ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
             )
         replies = [await task for task in asked]
+        await asyncio.to_thread(thread.join, 10)  # its callers are told before it is gone
         assert not thread.is_alive()
         in_its_batch = [reply for reply in replies if reply.status == 503]
         assert in_its_batch
