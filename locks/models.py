@@ -26,7 +26,7 @@ class Lock(Aggregate):
     expires_at = models.DateTimeField(null=True)
     ttl_seconds = models.FloatField(null=True)
     metadata = JSONTextField(null=True)
-    # The last holds that ended and why, newest first: `lock_id=reason` apart by spaces.
+    # The last 32 holds that ended, newest first: each eight letters of its lock_id and one of the reason.
     endings = models.TextField(default="")
 
     class Meta:

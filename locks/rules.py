@@ -12,7 +12,9 @@ from typing import Any
 from locks.models import Claim, Lock
 
 TOKEN_BITS = 40  # a token is epoch * 2^40 + a counter: larger after every failover
-ENDINGS = 8
+ENDINGS = 32  # how many of its last holds a lock remembers
+MARK = 8  # letters of a lock_id that tell those apart
+REASONS = {reason[0]: reason for reason in ("expired", "released", "force_released")}
 
 
 @dataclass(slots=True)
@@ -57,8 +59,7 @@ def take(lock: Lock, claim: Claim, now: datetime, epoch: int, floor: int = 0) ->
 def end(lock: Lock, reason: str, **more: Any) -> Fact:
     """End the present hold and remember why, for its holder's next call."""
     fact = Fact(f"lock.{reason}", {"owner": lock.owner, "fencing_token": lock.last_token, **more})
-    remembered = lock.endings.split(" ")[: ENDINGS - 1] if lock.endings else []
-    lock.endings = " ".join([f"{lock.lock_id}={reason}", *remembered])
+    lock.endings = f"{mark(lock.lock_id)}{reason[0]}{lock.endings}"[: ENDINGS * (MARK + 1)]
     lock.lock_id = lock.owner = lock.metadata = None
     lock.acquired_at = lock.expires_at = lock.ttl_seconds = None
     return fact
@@ -72,13 +73,22 @@ def expire(lock: Lock, now: datetime) -> list[Fact]:
 
 
 def why_not_held(lock: Lock | None, lock_id: str) -> str:
-    """What became of a hold: `expired`, `released`, `force_released` or `never_held`."""
+    """What became of a hold: `expired`, `released`, `force_released` or `never_held`.
+
+    A lock remembers its last 32 holds; of one before them it says `never_held`.
+    """
     if lock is None:
         return "never_held"
     if lock.lock_id == lock_id:
         return "expired"
-    endings = dict(ending.split("=") for ending in lock.endings.split(" ")) if lock.endings else {}
-    return endings.get(lock_id, "never_held")
+    for start in range(0, len(lock.endings), MARK + 1):
+        if lock.endings[start : start + MARK] == mark(lock_id):
+            return REASONS[lock.endings[start + MARK]]
+    return "never_held"
+
+
+def mark(lock_id: str | None) -> str:
+    return (lock_id or "")[:MARK].ljust(MARK)
 
 
 def promote(

@@ -141,7 +141,8 @@ def renew(tx: Transaction, *, key: Key, lock_id: LockId, ttl_seconds: OptionalTt
 
     Renewals are not events: they change nothing that anyone else must know.
 
-    Errors: `lock_not_held` (409) with a `reason`: expired, released, force_released or never_held.
+    Errors: `lock_not_held` (409) with a `reason`: expired, released, force_released or, also for a hold that
+    32 others have followed, never_held.
     """
     lock = held(tx, key, lock_id)
     lock.ttl_seconds = ttl_seconds or lock.ttl_seconds or 30.0

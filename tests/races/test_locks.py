@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from locks.rules import ENDINGS
 from tests.races.client import Client, Reply
 from tests.races.conftest import Pair
 from tests.races.histories import Hold, check_agreement, check_holds, check_lock_log
@@ -99,8 +100,15 @@ class Worker:
         assert reply.status in {200, 409}, reply.value
         if reply.status == 409:
             assert hold.expires_at < time.time(), f"{hold} was taken away: {reply.value}"
-            assert reply["reason"] == "expired"
+            if reply["reason"] != "expired":
+                await self.check_forgotten(hold, reply["reason"])
         hold.released = reply.status == 200
+
+    async def check_forgotten(self, hold: Hold, reason: str) -> None:
+        """A lock remembers its last holds only; under this load they are over within milliseconds."""
+        state = await self.client.call("GET", f"locks/{hold.key}")
+        assert reason == "never_held"
+        assert state["last_token"] - hold.token >= ENDINGS, f"{hold} is already forgotten"
 
     async def wait_and_give_back(self) -> None:
         await self.give_back(await self.take(wait_seconds=60, ttl_seconds=30))

@@ -501,13 +501,15 @@ def test_unknown_lock_was_never_held() -> None:
     assert rules.is_current(None, 1, START) is False
 
 
-def test_no_more_than_the_last_eight_endings_are_remembered() -> None:
+def test_no_more_than_the_last_endings_are_remembered() -> None:
     lock = Lock(id="n/a")
-    for number in range(10):
+    reasons = ["released", "expired", "force_released"] * 12
+    for number, reason in enumerate(reasons):
         rules.take(lock, claim(str(number)), START, 1)
-        rules.end(lock, "released")
-    told = [rules.why_not_held(lock, str(number)) for number in range(10)]
-    assert told == ["never_held"] * 2 + ["released"] * 8
+        rules.end(lock, reason)
+    told = [rules.why_not_held(lock, str(number)) for number in range(len(reasons))]
+    forgotten = len(reasons) - ENDINGS
+    assert told == ["never_held"] * forgotten + reasons[forgotten:]
 
 
 def test_end_leaves_nothing_of_the_holder_on_the_lock() -> None:
