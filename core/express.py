@@ -172,9 +172,12 @@ class Connection(HttpToolsProtocol):
         else:
             self.server_state.total_requests += 1
 
+    def handle_websocket_upgrade(self) -> None:
+        self._look_no_more()  # a WebSocket keeps its own time
+        super().handle_websocket_upgrade()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._look:
-            self._look.cancel()
+        self._look_no_more()
         super().connection_lost(exc)
 
     def start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -183,6 +186,10 @@ class Connection(HttpToolsProtocol):
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
         return task
+
+    def _look_no_more(self) -> None:
+        if self._look:
+            self._look.cancel()
 
     def _look_later(self) -> None:
         self._look = self.loop.call_later(LOOK_SECONDS, self._look_at_clock)

@@ -3,9 +3,10 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
 from core.errors import Invalid, NotFound, ReservedName
@@ -121,6 +122,19 @@ class Operation:
     def doc(self) -> str:
         return inspect.cleandoc(self.function.__doc__ or "")
 
+    @cached_property
+    def takes(self) -> dict[str, Any]:
+        """The parameters as a JSON Schema, its definitions under `$defs`."""
+        return self.params.model_json_schema()
+
+    @cached_property
+    def gives(self) -> dict[str, Any]:
+        """The answer as a JSON Schema: of a stream, one item's. Any object, where no type was declared."""
+        if self.returns is None:
+            return {"type": "object"}
+        adapter: TypeAdapter[Any] = TypeAdapter(self.returns)
+        return adapter.json_schema(mode="serialization")
+
     def _schema(self) -> type[BaseModel]:
         """The keyword-only parameters as a pydantic model that refuses what it does not know."""
         hints = get_type_hints(self.function, include_extras=True)
@@ -154,11 +168,30 @@ def named(problem: Mapping[str, Any]) -> dict[str, str]:
     return {"pointer": pointer or "/", "code": problem["type"], "detail": problem["msg"][:300]}
 
 
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """A field that a type of answers has where a transport reads graphs: see `nested`."""
+
+    parent: type[Any]
+    name: str
+    function: Callable[..., Any]
+
+    @property
+    def returns(self) -> Any:
+        """The type of the field, one parent's."""
+        return get_args(get_type_hints(self.function)["return"])[0]
+
+    @property
+    def doc(self) -> str:
+        return inspect.cleandoc(self.function.__doc__ or "")
+
+
 class Registry:
     """All operations, by name."""
 
     def __init__(self) -> None:
         self._operations: dict[str, Operation] = {}
+        self.nested: list[Nested] = []
         self._reserved: dict[str, frozenset[str]] = {}
 
     def add(self, operation: Operation) -> None:
@@ -204,6 +237,20 @@ def query(route: str | None = None, **options: Any) -> Callable[[Callable[..., A
     """Declare a read: `function(call, *, …)`. Plain: Django's ORM in a thread; `async def`: the small async
     pool, or a wait that holds neither thread nor connection; an async generator: a stream."""
     return _declare("query", route, options)
+
+
+def nested(parent: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare a field that answers of a type have where a transport reads graphs (GraphQL), named as the function:
+    `async function(call, parents) -> list[T]`, one T for each parent, in their order.
+
+    It is asked once for all parents that an answer holds: so that many do not become many statements.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        registry.nested.append(Nested(parent, function.__name__, function))
+        return function
+
+    return register
 
 
 def _declare(kind: str, route: str | None, options: Any) -> Callable[[Callable[..., Any]], Operation]:

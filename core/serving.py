@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import uvicorn
 
@@ -20,6 +21,8 @@ from core.runtime import runtime
 logger = logging.getLogger("syros.serving")
 
 DRAIN_SECONDS = 20
+MAX_MESSAGE_BYTES = 16 << 20  # of a WebSocket's message: the largest body that an operation takes
+PING_SECONDS = 20.0  # who does not answer a ping in that time is gone
 
 
 class Server(uvicorn.Server):
@@ -60,12 +63,23 @@ def bind(host: str, port: int, shared: bool = False) -> socket.socket:
     return found
 
 
+class Door(Protocol):
+    """A server beside HTTP's, in the same loop."""
+
+    async def serve(self, stopping: asyncio.Event) -> None:
+        """Serve until that is set; then refuse, drain and return."""
+
+
 def config(application: Any) -> uvicorn.Config:
     return uvicorn.Config(
         application,
         loop="uvloop",
         http=Connection,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PING_SECONDS,
+        ws_per_message_deflate=False,  # a window a connection: more memory than all the rest of it
         lifespan="off",
         access_log=False,
         log_config=None,
@@ -77,24 +91,43 @@ def config(application: Any) -> uvicorn.Config:
     )
 
 
-async def serve(application: Any, listener: socket.socket, workers: "Workers") -> None:
+class Web:
+    """The door for HTTP and WebSocket: an ASGI application behind uvicorn, on sockets that listen already."""
+
+    def __init__(self, application: Any, listeners: list[socket.socket]) -> None:
+        self._server, self._listeners = Server(config(application)), listeners
+
+    async def serve(self, stopping: asyncio.Event) -> None:
+        ending = asyncio.ensure_future(self._end(stopping))
+        try:
+            await self._server.serve(sockets=self._listeners)
+        finally:
+            ending.cancel()
+
+    async def _end(self, stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        self._server.should_exit = True
+
+
+async def serve(doors: Sequence[Door], workers: "Workers") -> None:
     """Serve until SIGTERM or SIGINT: then refuse, drain, finish the batch, end this process's lease."""
     await runtime.start()
-    server = Server(config(application))
-    loop = asyncio.get_running_loop()
+    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, begin_stop, server, workers)
+        loop.add_signal_handler(number, begin_stop, stopping, workers)
     tune()
     try:
-        await server.serve(sockets=[listener])
+        async with asyncio.TaskGroup() as group:
+            for door in doors:
+                group.create_task(door.serve(stopping))
     finally:
         await runtime.stop()
 
 
-def begin_stop(server: Server, workers: "Workers") -> None:
+def begin_stop(stopping: asyncio.Event, workers: "Workers") -> None:
     workers.terminate()
     runtime.release_waiters()
-    server.should_exit = True
+    stopping.set()
 
 
 def tune() -> None:
@@ -113,13 +146,15 @@ class Workers:
     They end with this process, even if it is killed. Leaving the context ends them and waits for them.
     """
 
-    def __init__(self, listeners: list[socket.socket], environment: dict[str, str]) -> None:
-        self._listeners, self._environment = listeners, environment
+    def __init__(
+        self, listeners: list[list[socket.socket]], environment: dict[str, str], arguments: Sequence[str] = ()
+    ) -> None:
+        self._listeners, self._environment, self._arguments = listeners, environment, arguments
         self._processes: list[subprocess.Popen[bytes]] = []
         self._stopping = threading.Event()
 
     def __enter__(self) -> "Workers":
-        self._processes = [self._start(listener) for listener in self._listeners]
+        self._processes = [self._start(listeners) for listeners in self._listeners]
         if self._processes:
             threading.Thread(target=self._watch, name="syros-workers", daemon=True).start()
         return self
@@ -142,10 +177,11 @@ class Workers:
                     logger.error("worker %d ended with %s; starting another", process.pid, process.returncode)
                     self._processes[index] = self._start(self._listeners[index])
 
-    def _start(self, listener: socket.socket) -> "subprocess.Popen[bytes]":
+    def _start(self, listeners: list[socket.socket]) -> "subprocess.Popen[bytes]":
+        inherited = [listener.fileno() for listener in listeners]
         return subprocess.Popen(
-            [sys.executable, sys.argv[0], "serve", "web", "--fd", str(listener.fileno())],
-            pass_fds=[listener.fileno()],
+            [sys.executable, sys.argv[0], "serve", *self._arguments, "--fd", *map(str, inherited)],
+            pass_fds=inherited,
             env={**os.environ, **self._environment},
             start_new_session=True,  # Ctrl-C reaches this process, which ends them in order
             preexec_fn=end_with_parent,

@@ -28,6 +28,7 @@ from events.types import (
     AppendedMany,
     EventType,
     Expected,
+    Followed,
     LogPage,
     NewEvent,
     ReadName,
@@ -344,7 +345,7 @@ async def log_page(number: int, position: int, head: int, choice: Choice, limit:
     return LogPage(events, next_position, head, more or last < head)
 
 
-@query("GET events/follow")
+@query("GET events/follow", returns=Followed)
 async def follow(
     call: Call,
     *,

@@ -92,6 +92,19 @@ class LogPage:
 
 
 @dataclass(slots=True)
+class Heartbeat:
+    position: int
+
+
+@dataclass(slots=True)
+class Followed:
+    """One of these: the next event, or how far the log has been followed."""
+
+    event: RecordedEvent | None = None
+    heartbeat: Heartbeat | None = None
+
+
+@dataclass(slots=True)
 class StreamInfo:
     stream_id: str
     version: int

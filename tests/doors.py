@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,16 +43,23 @@ class Answer:
         return self.headers.get("idempotency-replayed") == "true"
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 class Served:
     """A serving loop in a thread of the test process, with the lane on a real socket."""
 
     def __init__(self) -> None:
-        from syros_project.asgi import application
+        from syros_project.asgi import doors
 
         self.listener = serving.listen("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
+        self.grpc_port = free_port()
         self.loop = uvloop.new_event_loop()
-        self._server = serving.Server(serving.config(application))
+        self._doors = doors([self.listener], "127.0.0.1", self.grpc_port)
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -66,11 +74,12 @@ class Served:
     async def _life(self) -> None:
         await runtime.start()
         self.loop.call_later(0.1, self._started.set)
-        await self._server.serve(sockets=[self.listener])
+        self._stopping = asyncio.Event()
+        await asyncio.gather(*(door.serve(self._stopping) for door in self._doors))
         await runtime.stop()
 
     def stop(self) -> None:
-        self._server.should_exit = True
+        self.loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(20)
 
     def do(self, coroutine: Any) -> Any:

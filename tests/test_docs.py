@@ -31,6 +31,7 @@ from api.pages import known
 from core import serving
 from core.errors import SyrosError
 from core.operations import registry
+from tests.doors import free_port
 from tests.servers import WORKER, database
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -270,6 +271,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with serving.listen("127.0.0.1", 0) as listener, (folder / "serve.log").open("wb") as log:
         port = listener.getsockname()[1]
         command = ["manage.py", "serve", "--fd", str(listener.fileno()), "--port", str(port)]
+        command += ["--grpc-port", str(free_port())]
         server = subprocess.Popen(
             [sys.executable, *command], cwd=folder, pass_fds=[listener.fileno()], stdout=log, stderr=log,
             env={**kept, "DATABASE_URL": url, "SYROS_DEV": "1", "SYROS_VAR": str(folder / "var")},

@@ -127,7 +127,7 @@ def test_a_server_of_its_own_that_is_killed_is_brought_back(all_in_one: Syros, n
 def test_a_second_one_in_the_same_folder_is_refused(all_in_one: Syros) -> None:
     second = serve(Path(all_in_one.environ["SYROS_VAR"]))
     refused = subprocess.run(
-        [sys.executable, "manage.py", "serve", "--port", str(second.port)],
+        [sys.executable, "manage.py", "serve", *second.address],
         cwd=ROOT, env=second.environ, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert refused.returncode == 1

@@ -106,7 +106,7 @@ def test_the_end_is_everybody_s(house: House, before: set[int], pair: Syros) -> 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_port_that_somebody_has_is_not_shared(house: House, pair: Syros, workers: str) -> None:
     refused = subprocess.run(
-        [*MANAGE, "serve", "web", "--host", "127.0.0.1", "--port", str(pair.port), "--workers", workers],
+        [*MANAGE, "serve", "web", *pair.address, "--workers", workers],
         cwd=ROOT, env=house.environ, capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert refused.returncode != 0

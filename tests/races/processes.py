@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from uuid import uuid4
 import httpx
 import psycopg
 import uvloop
+
+from tests.doors import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MANAGE = [sys.executable, "manage.py"]
@@ -51,13 +52,6 @@ async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = P
             await asyncio.sleep(0.01)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-        return found
-
-
 def environment(database_url: str, redis_url: str, var: Path, **more: str) -> dict[str, str]:
     return {
         **os.environ,
@@ -84,14 +78,19 @@ class Syros:
     ) -> None:
         self.environ, self.name = environ, name
         self.role = [*([role] if role else []), "--workers", str(workers)]
-        self.port = free_port()
+        self.port, self.ws_port, self.grpc_port = free_port(), free_port(), free_port()
         self.log = Path(environ["SYROS_VAR"]) / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> list[str]:
+        ports = {"--port": self.port, "--ws-port": self.ws_port, "--grpc-port": self.grpc_port}
+        return ["--host", "127.0.0.1", *(text for name, port in ports.items() for text in (name, str(port)))]
 
     def spawn(self) -> "Syros":
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*MANAGE, "serve", *self.role, "--host", "127.0.0.1", "--port", str(self.port)],
+                [*MANAGE, "serve", *self.role, *self.address],
                 cwd=ROOT, env=self.environ, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         return self

@@ -21,16 +21,19 @@ from core import logs, serving
 class Command(BaseCommand):
     help = (
         "Serve Syros. Without a role: everything, with embedded PostgreSQL and Valkey where DATABASE_URL or "
-        "REDIS_URL is not set, migrations and a first administrator. `web`: only serve."
+        "REDIS_URL is not set, migrations and a first administrator. `web`: only HTTP and WebSocket; `grpc`: only "
+        "gRPC. A port of 0 is not opened."
     )
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: Any) -> None:
-        parser.add_argument("role", nargs="?", choices=["all", "web"], default="all")
+        parser.add_argument("role", nargs="?", choices=["all", "web", "grpc", "beside"], default="all")
         parser.add_argument("--host", default=settings.SERVER_HOST)
         parser.add_argument("--port", type=int, default=settings.REST_PORT)
+        parser.add_argument("--ws-port", type=int, default=settings.WS_PORT)
+        parser.add_argument("--grpc-port", type=int, default=settings.GRPC_PORT)
         parser.add_argument("--workers", type=int, help="processes that serve; without a role two, else one")
-        parser.add_argument("--fd", type=int, help="an inherited listening socket, for one process")
+        parser.add_argument("--fd", type=int, nargs="*", help="inherited listening sockets, for one process")
 
     def handle(self, *args: Any, **options: Any) -> None:
         logs.configure(settings.LOG_LEVEL, settings.LOG_FORMAT)
@@ -38,7 +41,7 @@ class Command(BaseCommand):
         if options["role"] == "all":
             with Servers() as servers:
                 prepare()
-                greet(self.stdout, options["port"])
+                greet(self.stdout, options)
                 self.listen(options, servers)
         else:
             check_urls()
@@ -46,27 +49,51 @@ class Command(BaseCommand):
 
     def listen(self, options: dict[str, Any], servers: "Servers | None") -> None:
         workers = options["workers"] or (min(2, os.cpu_count() or 1) if servers else 1)
-        listener, *others = (
-            [socket.socket(fileno=options["fd"])]
+        listeners, *others = (
+            [[socket.socket(fileno=number) for number in options["fd"]]]
             if options["fd"] is not None
-            else open_port(options["host"], options["port"], workers)
+            else open_ports(options, workers)
         )
         if servers:
             servers.watch()
-        from syros_project.asgi import application
+        from syros_project.asgi import doors
 
+        grpc = ["--host", options["host"], "--grpc-port", str(options["grpc_port"] * serves_grpc(options))]
         with (
-            serving.Workers(others, environment()) as beside,
+            serving.Workers(others, environment(), ["beside", *grpc]) as beside,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            runner.run(serving.serve(application, listener, beside))
+            port = options["grpc_port"] if serves_grpc(options) else 0
+            runner.run(serving.serve(doors(listeners, options["host"], port), beside))
 
 
-def open_port(host: str, port: int, count: int) -> list[socket.socket]:
+def serves_grpc(options: dict[str, Any]) -> bool:
+    return bool(options["role"] != "web")
+
+
+def open_ports(options: dict[str, Any], count: int) -> list[list[socket.socket]]:
+    """For each process its sockets. gRPC opens its own, which all processes share; here it is only looked at.
+
+    Raises: CommandError, naming the port that somebody else has.
+    """
+    host: str = options["host"]
+    found: list[list[socket.socket]] = [[] for _ in range(count)]
+    for name in ("port", "ws_port") if options["role"] != "grpc" else ():
+        if options[name]:
+            for sockets, listener in zip(found, open_port(host, options[name], name, count), strict=True):
+                sockets.append(listener)
+    if serves_grpc(options) and options["grpc_port"]:
+        with open_port(host, options["grpc_port"], "grpc_port", 1)[0]:
+            pass
+    return found
+
+
+def open_port(host: str, port: int, name: str, count: int) -> list[socket.socket]:
     try:
         return serving.listen_together(host, port, count) if count > 1 else [serving.listen(host, port)]
     except OSError as error:
-        raise CommandError(f"Cannot listen on {host}:{port} (REST_PORT): {error.strerror}.") from error
+        setting = "REST_PORT" if name == "port" else name.upper()
+        raise CommandError(f"Cannot listen on {host}:{port} ({setting}): {error.strerror}.") from error
 
 
 def check_secret() -> None:
@@ -164,8 +191,8 @@ def known_password() -> str | None:
     return password if user and password and user.check_password(password) else None
 
 
-def greet(out: Any, port: int) -> None:
-    base = f"http://localhost:{port}"
+def greet(out: Any, options: dict[str, Any]) -> None:
+    base = f"http://localhost:{options['port']}"
     password = known_password()
     login = f"admin / {password}" if password else "as you have set it"
     out.write(f"""
@@ -173,6 +200,9 @@ Syros {settings.VERSION}
   REST     {base}/api/v1      docs {base}/api/docs
   Admin    {base}/admin       login: {login}
   Health   {base}/health
+  GraphQL  {base}/graphql
+  gRPC     localhost:{options["grpc_port"]}
+  Socket   ws://localhost:{options["port"]}/ws
 
 A first lock:
   curl -X POST {base}/api/v1/locks -H "Content-Type: application/json" \\

@@ -1,0 +1,33 @@
+"""Where a request goes that came in by ASGI: WebSockets to their consumers, paths with a server of their own, the rest
+to the lane."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from api.lane import Lane, Receive, Request, Scope, Send
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Gate:
+    """The ASGI application. `http` and `websocket` are further applications by path."""
+
+    def __init__(
+        self, lane: Lane, http: dict[str, App] | None = None, websocket: dict[str, App] | None = None
+    ) -> None:
+        self._lane, self._http, self._websocket = lane, http or {}, websocket or {}
+
+    def wants(
+        self, method: str, path: str, query: bytes, headers: list[tuple[bytes, bytes]], peer: str
+    ) -> Request | None:
+        return self._lane.wants(method, path, query, headers, peer)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind: Any = scope["type"]
+        apps = self._websocket if kind == "websocket" else self._http
+        if app := apps.get(scope["path"]):
+            await app(scope, receive, send)
+        elif kind == "websocket":
+            await send({"type": "websocket.close"})  # before it is accepted: 403
+        else:
+            await self._lane(scope, receive, send)
