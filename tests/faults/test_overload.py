@@ -133,7 +133,8 @@ def test_a_row_in_other_hands_does_not_stop_the_others(couple: Couple) -> None:
                 assert (grant.status, grant.value.get("owner")) == (201, "waiter"), grant.value
                 await asyncio.gather(*wanting)
             for answered in others:
-                assert max(answered) < 4, answered  # the first waits for the row; then it is known
+                # The first waits 2 s for the row; then each half that wants it, of at most nine, 250 ms.
+                assert max(answered) < 6, answered
 
     async def want(ends_at: float) -> None:
         async with couple.client(couple.a) as client:

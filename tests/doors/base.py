@@ -1,4 +1,4 @@
-"""The ways into Syros that a behaviour is run through: in process, through Django, through the fast lane."""
+"""What every door has in common, and the three that speak REST or nothing: in process, Django, the fast lane."""
 
 import asyncio
 import json
@@ -170,6 +170,3 @@ class Lane(Door):
 
 def headers_of(about: dict[str, str]) -> dict[str, str]:
     return {HEADERS[name]: value for name, value in about.items()}
-
-
-DOORS = {door.name: door for door in (Python, Django, Lane)}
