@@ -1,7 +1,9 @@
 """OpenAPI 3.1 from the registry, by way of drf-spectacular: one component for every error, no warnings."""
 
+import json
 from typing import Any
 
+from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ResolvedComponent
 from pydantic import TypeAdapter
@@ -130,3 +132,9 @@ class OperationSchema(AutoSchema):
             adapter: TypeAdapter[Any] = TypeAdapter(operation.returns)
             schema = self._hoist(adapter.json_schema(mode="serialization", ref_template=REF))
         return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+
+
+def documents() -> dict[str, str]:
+    """The OpenAPI document as it is checked in: its path and its text."""
+    found = SchemaGenerator().get_schema(request=None, public=True)
+    return {"docs/contracts/openapi.json": json.dumps(found, indent=1, ensure_ascii=False) + "\n"}

@@ -1,0 +1,32 @@
+"""The published documents of every transport: made from the registry, checked in, compared with what is checked in."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from api import breaking, openapi
+
+Documents = dict[str, str]  # path in the repository: text
+SOURCES: list[Callable[[], Documents]] = [openapi.documents]
+
+
+def documents() -> Documents:
+    """All of them, as they should be."""
+    return {path: text for source in SOURCES for path, text in source().items()}
+
+
+def changed(root: Path) -> Documents:
+    """Those that are not what is checked in below `root`."""
+    return {path: text for path, text in documents().items() if checked_in(root / path) != text}
+
+
+def checked_in(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None
+
+
+def broken(path: str, old: str, new: str) -> Iterator[str]:
+    """What a new version of a document breaks for the clients of the old one."""
+    if path.endswith("openapi.json"):
+        yield from breaking.in_openapi(json.loads(old), json.loads(new))
+    elif path.endswith(".graphql"):
+        yield from breaking.in_sdl(old, new)

@@ -1,0 +1,158 @@
+"""Which changes break a client, and which do not."""
+
+from typing import Any
+
+import pytest
+
+from api import breaking
+
+NUMBER = {"type": "number", "minimum": 0, "maximum": 300}
+WORD = {"type": "string", "enum": ["a", "b"]}
+
+
+def thing(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def either(*schemas: Any) -> dict[str, Any]:
+    return {"anyOf": list(schemas)}
+
+
+NULL, TEXT, WHOLE, ANY = {"type": "null"}, {"type": "string"}, {"type": "integer"}, dict[str, Any]()
+
+SAME = [
+    ANY, TEXT, NUMBER, WORD, thing(("a",), a=NUMBER), either(TEXT, NULL), {"type": "array", "items": WORD},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", SAME)
+def test_what_stays_breaks_nobody(schema: Any) -> None:
+    assert list(breaking.parameters(schema, schema, "x")) == []
+    assert list(breaking.answers(schema, schema, "x")) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (WHOLE, {"type": "number"}),
+        (TEXT, either(TEXT, NULL)),
+        (TEXT, ANY),
+        (NUMBER, {"type": "number", "minimum": -1, "maximum": 301}),
+        (NUMBER, {"type": "number"}),
+        (WORD, {"type": "string", "enum": ["a", "b", "c"]}),
+        (WORD, TEXT),
+        (thing(("a",), a=TEXT), thing(a=TEXT)),
+        (thing(a=TEXT), thing(a=TEXT, b=TEXT)),
+        ({"type": "array", "items": WHOLE}, {"type": "array", "items": either(WHOLE, TEXT)}),
+    ],
+)
+def test_parameters_may_widen(old: Any, new: Any) -> None:
+    assert list(breaking.parameters(old, new, "x")) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ({"type": "number"}, WHOLE, "number where integer"),
+        (either(TEXT, NULL), TEXT, "null where string"),
+        (ANY, TEXT, "anything where string"),
+        (NUMBER, {"type": "number", "minimum": 1}, "minimum of 1"),
+        ({"type": "string"}, {"type": "string", "maxLength": 5}, "maxLength of 5"),
+        (WORD, {"type": "string", "enum": ["a"]}, "b is not taken"),
+        (TEXT, WORD, "any other word"),
+        (thing(a=TEXT), thing(("a",), a=TEXT), "x.a: is required"),
+        (thing(a=TEXT), thing(("b",), a=TEXT, b=TEXT), "x.b: is required"),
+        (thing(a=TEXT), thing(), "x.a: is gone"),
+        (thing(a=thing(b=TEXT)), thing(a=thing(b=WHOLE)), "x.a.b: string where integer"),
+        ({"type": "array", "items": TEXT}, {"type": "array", "items": WHOLE}, "x[]: string where integer"),
+    ],
+)
+def test_parameters_may_not_narrow(old: Any, new: Any, said: str) -> None:
+    (complaint,) = breaking.parameters(old, new, "x")
+    assert said in complaint
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"type": "number"}, WHOLE),
+        (either(TEXT, NULL), TEXT),
+        (thing(("a",), a=TEXT), thing(("a", "b"), a=TEXT, b=TEXT)),
+        (thing(a=TEXT), thing(("a",), a=TEXT)),
+        (WORD, {"type": "string", "enum": ["a", "b", "c"]}),
+    ],
+)
+def test_answers_may_grow(old: Any, new: Any) -> None:
+    assert list(breaking.answers(old, new, "x")) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (WHOLE, {"type": "number"}, "number where integer"),
+        (TEXT, either(TEXT, NULL), "null where string"),
+        (thing(("a",), a=TEXT), thing(a=TEXT), "x.a: may be missing"),
+        (thing(("a",), a=TEXT), thing(), "x.a: is gone"),
+        (thing(a=TEXT), thing(), "x.a: is gone"),
+        (thing(a=either(thing(b=TEXT), NULL)), thing(a=either(thing(), NULL)), "x.a.b: is gone"),
+    ],
+)
+def test_answers_may_not_shrink(old: Any, new: Any, said: str) -> None:
+    (complaint,) = breaking.answers(old, new, "x")
+    assert said in complaint
+
+
+def test_references_are_followed_each_in_its_own_document() -> None:
+    def document(kind: str) -> dict[str, Any]:
+        return {"defs": {"A": thing(a={"$ref": "#/defs/B"}), "B": {"type": kind}}}
+
+    old, new = (breaking.resolved(document(kind), {"$ref": "#/defs/A"}) for kind in ("string", "integer"))
+    assert list(breaking.answers(old, new, "x")) == ["x.a: integer where string is expected"]
+
+
+def test_a_type_that_holds_itself_comes_to_an_end() -> None:
+    tree = {"defs": {"Tree": thing(left={"$ref": "#/defs/Tree"})}}
+    assert breaking.resolved(tree, {"$ref": "#/defs/Tree"}) == thing(left={})
+
+
+def openapi(**changes: Any) -> dict[str, Any]:
+    operation = {
+        "operationId": "locks_get",
+        "parameters": [{"name": "key", "in": "path", "required": True, "schema": TEXT}],
+        "requestBody": {"content": {"application/json": {"schema": thing(("owner",), owner=TEXT)}}},
+        "responses": {
+            "200": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/A"}}}}
+        },
+    }
+    return {
+        "paths": {"/locks": {"get": {**operation, **changes}}},
+        "components": {"schemas": {"A": thing(("a",), a=TEXT)}},
+    }
+
+
+BODY = {"content": {"application/json": {"schema": thing(("owner", "key"), owner=TEXT, key=TEXT)}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"parameters": []}, "locks_get.key: is gone"),
+        ({"requestBody": BODY}, "locks_get.key: is required now"),
+        ({"responses": {"201": {}}}, "locks_get 200: is gone"),
+        ({"responses": {"200": {}}}, "locks_get 200: anything where object is expected"),
+    ],
+)
+def test_a_document_of_openapi(changes: Any, said: str) -> None:
+    assert list(breaking.in_openapi(openapi(), openapi())) == []
+    assert list(breaking.in_openapi(openapi(), openapi(**changes))) == [said]
+
+
+def test_an_operation_that_is_gone() -> None:
+    gone = list(breaking.in_openapi(openapi(), {**openapi(), "paths": {}}))
+    assert gone == ["locks_get: GET /locks is gone"]
+
+
+def test_a_graphql_schema() -> None:
+    old, new = "type Query { a: String, b: Int! }", "type Query { b: Int! }"
+    assert list(breaking.in_sdl(old, old)) == []
+    assert list(breaking.in_sdl(old, new)) == ["Query.a was removed."]
