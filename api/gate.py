@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from api.lane import Lane, Receive, Request, Scope, Send
+from core.runtime import runtime
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -24,6 +25,11 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind: Any = scope["type"]
+        if kind == "lifespan":
+            await live(receive, send)
+            return
+        if not runtime.is_running:
+            await runtime.start()  # a server that has no lifespan, such as daphne
         apps = self._websocket if kind == "websocket" else self._http
         if app := apps.get(scope["path"]):
             await app(scope, receive, send)
@@ -31,3 +37,12 @@ class Gate:
             await send({"type": "websocket.close"})  # before it is accepted: 403
         else:
             await self._lane(scope, receive, send)
+
+
+async def live(receive: Receive, send: Send) -> None:
+    """Start and stop with an ASGI server that says when; `manage.py serve` does it by itself."""
+    while (await receive())["type"] != "lifespan.shutdown":
+        await runtime.start()
+        await send({"type": "lifespan.startup.complete"})
+    await runtime.stop()
+    await send({"type": "lifespan.shutdown.complete"})

@@ -48,9 +48,20 @@ class Runtime:
         self.engine: Engine | None = None
         self.tail: Tail | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._starting = asyncio.Lock()
         self.stopping = False
 
+    @property
+    def is_running(self) -> bool:
+        return self.engine is not None
+
     async def start(self) -> None:
+        """Start, once: whoever asks meanwhile waits until it has."""
+        async with self._starting:
+            if not self.is_running:
+                await self._start()
+
+    async def _start(self) -> None:
         self.loop, self.stopping = asyncio.get_running_loop(), False
         self.loop.set_default_executor(ThreadPoolExecutor(THREADS, "syros-query"))
         await pool.open()
@@ -76,6 +87,7 @@ class Runtime:
             await self.tail.stop()
         await pool.close()
         await tail_pool.close()
+        self.engine = None
 
     def release_waiters(self) -> None:
         """End every wait and every stream with 503: the process stops, and another one serves the retry."""

@@ -11,10 +11,12 @@ from a2wsgi import WSGIMiddleware
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syros_project.settings")
 
+from syros_project.wsgi import application as django  # sets Django up, which the others need
+
+# isort: split
 from api.gate import Gate
 from api.lane import Lane
 from core.serving import Door, Web
-from syros_project.wsgi import application as django
 
 THREADS = 6  # each keeps a connection
 

@@ -8,6 +8,7 @@ import hmac
 import json
 import os
 import secrets
+import sys
 import tomllib
 from datetime import timedelta
 from pathlib import Path
@@ -105,6 +106,8 @@ ALLOWED_HOSTS = env("SYROS_ALLOWED_HOSTS", "*").split(",")
 CSRF_TRUSTED_ORIGINS = [origin for origin in env("SYROS_TRUSTED_ORIGINS").split(",") if origin]
 
 INSTALLED_APPS = [
+    # Its runserver, and nothing else of it: `serve` is uvicorn's, and Twisted takes memory.
+    *(["daphne"] if sys.argv[1:2] == ["runserver"] else []),
     "unfold.apps.BasicAppConfig",  # the site is syros_project.admin's
     "core",
     "rbac",
@@ -133,6 +136,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "syros_project.urls"
+ASGI_APPLICATION = "syros_project.asgi.application"
 WSGI_APPLICATION = "syros_project.wsgi.application"
 TEMPLATES = [
     {
