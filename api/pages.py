@@ -1,5 +1,6 @@
 """The few pages that are not operations: the front door and the codes of errors."""
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 
@@ -8,6 +9,10 @@ from core.errors import SyrosError
 
 def home(request: HttpRequest) -> HttpResponse:
     return redirect("docs")
+
+
+def favicon(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(settings.FAVICON, content_type="image/svg+xml")
 
 
 def errors(request: HttpRequest) -> HttpResponse:

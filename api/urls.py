@@ -32,6 +32,7 @@ def operation_urls() -> list[URLPattern]:
 
 urlpatterns = [
     path("", pages.home),
+    path("favicon.ico", pages.favicon),
     path("api/v1/schema", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("api/docs/errors", pages.errors, name="errors"),

@@ -102,6 +102,9 @@ def derived(purpose: str) -> str:
 SECRET_KEY = derived("django")
 API_KEY_PEPPER = derived("api-keys")
 DEBUG = False
+# Behind a proxy that ends TLS: the admin's cookies go over HTTPS only, and links say so.
+HTTPS = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = envbool("SYROS_HTTPS")
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 ALLOWED_HOSTS = env("SYROS_ALLOWED_HOSTS", "*").split(",")
 CSRF_TRUSTED_ORIGINS = [origin for origin in env("SYROS_TRUSTED_ORIGINS").split(",") if origin]
 
@@ -229,8 +232,8 @@ def page(title: str, icon: str, model: str) -> dict[str, Any]:
 
 
 FAVICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'%3E"
-    "%3Crect width='8' height='8' rx='2' fill='%239810fa'/%3E%3Ccircle cx='4' cy='4' r='2' fill='white'/%3E%3C/svg%3E"
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'>"
+    "<rect width='8' height='8' rx='2' fill='#9810fa'/><circle cx='4' cy='4' r='2' fill='white'/></svg>"
 )
 UNFOLD = {
     "SITE_TITLE": "Syros",
@@ -240,7 +243,7 @@ UNFOLD = {
     "SITE_URL": "/api/docs",
     "ENVIRONMENT": ["development", "warning"] if DEV else None,
     "DASHBOARD_CALLBACK": "core.console.front_page",
-    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": FAVICON}],
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "/favicon.ico"}],
     "SIDEBAR": {
         "show_search": True,
         "command_search": True,

@@ -1,5 +1,8 @@
 """Who may call: development mode, API keys, tokens. Denied means also: nothing changed."""
 
+import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -221,3 +224,19 @@ def test_a_disabled_user_is_out(web: Web, alice: Any, production: None) -> None:
 @pytest.mark.parametrize("token", ["a.b.c", "..", "eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.", "x" * 5000])
 def test_a_forged_token_is_refused(web: Web, production: None, token: str) -> None:
     assert web("GET", "auth/whoami", Authorization=f"Bearer {token}").status_code == 401
+
+
+def test_behind_tls_the_admin_s_cookies_go_over_https_only() -> None:
+    script = "from django.conf import settings as s; print(s.SESSION_COOKIE_SECURE, s.CSRF_COOKIE_SECURE)"
+    for value, said in {"1": "True True", "0": "False False"}.items():
+        environ = {**os.environ, "SYROS_HTTPS": value, "DJANGO_SETTINGS_MODULE": "syros_project.settings"}
+        found = subprocess.run(
+            [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
+        )
+        assert found.stdout.strip() == said
+
+
+def test_a_browser_gets_its_icon(lane: Lane) -> None:
+    found = httpx.get(f"http://127.0.0.1:{lane.served.port}/favicon.ico")
+    assert found.headers["content-type"] == "image/svg+xml"
+    assert found.text.startswith("<svg")
