@@ -33,7 +33,7 @@ class Cli(Door):
             "SYROS_NAMESPACE": about["namespace"],
             "SYROS_CONFIG": os.devnull,
         }
-        run = in_process if params.get("wait_seconds") else in_this_process
+        run = beside if params.get("wait_seconds") else here
         code, out, err = run(line, environment)
         if code == 0:
             return Answer(operation.status, json.loads(out))
@@ -64,13 +64,13 @@ def word(parameter: Parameter, value: Any) -> str:
     return json.dumps(value) if parameter.type == "json" else str(value)
 
 
-def in_this_process(line: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
+def here(line: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
     with _stdout:
         found = CliRunner().invoke(app, line, env=environment, catch_exceptions=False)
     return found.exit_code, found.stdout, found.stderr
 
 
-def in_process(line: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
+def beside(line: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
     program = "from syros.cli.app import app; app()"
     found = subprocess.run(
         [sys.executable, "-c", program, *line],
