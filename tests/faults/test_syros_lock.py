@@ -315,7 +315,7 @@ def test_a_lock_that_was_taken_away(couple: Couple, program: Program, nature: st
     code, _, err = program.end()
     assert program.last < lease_end  # it was told so at the next renewal
     assert code == {"": 143, "polite": 1, "parent stubborn": 137}[nature]
-    assert "the lock is lost. You do not hold jobs/nightly: released." in err
+    assert "the lock is lost: You do not hold jobs/nightly: released." in err
     assert program.is_gone()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from typing import Annotated, Any, Literal
 
 import typer
@@ -123,10 +122,12 @@ def top(
         if once:
             console.print(watch.frame())
             raise typer.Exit(output.exit_code(watch.trouble) if watch.trouble else output.OK)
-        with Live(watch.frame(), console=console, screen=console.is_terminal, auto_refresh=False) as live:
-            while True:
-                time.sleep(every)
-                live.update(watch.frame(), refresh=True)
+        if not console.is_terminal:
+            for frame in watch.frames(every):
+                console.print(frame)
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            for frame in watch.frames(every):
+                live.update(frame, refresh=True)
 
 
 generated.add_commands(app)

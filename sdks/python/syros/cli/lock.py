@@ -18,11 +18,13 @@ from typing import Any, Literal
 
 from syros.cli import guardian
 from syros.cli.guardian import GRACE_SECONDS, now
-from syros.client import Client, Refused, SyrosError, Unavailable
+from syros.client import PAUSES, Client, Refused, SyrosError, Unavailable
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_WAIT = 300.0  # seconds that one request may wait; then it is asked again
 AGAIN_SECONDS = 1.0  # between attempts, at most
+RELEASE_SECONDS = 3.0  # for an answer to the release
+TIME_WAS_UP = 1  # the guardian's exit code
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as shells have it
 OnLost = Literal["kill", "ignore"]
 
@@ -128,11 +130,13 @@ class Lease:
             self.sent_at = sent_at
 
     def release(self) -> None:
-        """Give it back; if that cannot be said, it ends by itself."""
-        if self.lost:
+        """Give it back, if it is held; if that cannot be said, it ends by itself."""
+        left = self.sent_at + self.ttl - now()
+        if self.lost or left <= 0:
             return
+        seconds, pauses = (RELEASE_SECONDS, PAUSES) if left > RELEASE_SECONDS else (left, ())
         try:
-            self.client.call("locks.release", self.names)
+            self.client.call("locks.release", self.names, timeout=seconds, pauses=pauses)
         except SyrosError as error:
             say(f"{self.grant['key']} was not released: {error}")
 
@@ -192,11 +196,9 @@ class Run:
             raise
         self._order(self._lease.ask_at, self._lease.end_at)
         threading.Thread(target=self._keep, name="syros-renew", daemon=True).start()
-        code = self._child.wait()
-        self._finish()
-        if self._lease.lost and self._on_lost == "kill":
-            return exit_code(code) or 1
-        return exit_code(code)
+        code = exit_code(self._child.wait())
+        was_ended = self._finish()
+        return code or int(was_ended and self._on_lost == "kill")
 
     def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         grant = self._lease.grant
@@ -227,20 +229,27 @@ class Run:
         while not self._over.wait(max(lease.renew_at - now(), min(AGAIN_SECONDS, lease.ttl / 10))):
             lease.renew()
             if lease.lost:
-                say(f"the lock is lost. {lease.lost}")
+                say(f"the lock is lost: {lease.lost}")
                 self._order(now(), min(lease.end_at, now() + lease.grace))
                 return
             self._order(lease.ask_at, lease.end_at)
 
-    def _finish(self) -> None:
-        """The program has ended; what it left running in its group ends as well, before the lock is released."""
+    def _finish(self) -> bool:
+        """The program is over; what it left running in its group ends as well, before the lock is released.
+
+        True: it was not over by itself.
+        """
         with self._mutex:
             self._over.set()
             assert self._guardian.stdin
             self._guardian.stdin.close()
-        if self._guardian.wait() and not self._lease.lost:
-            self._lease.lost = "it could not be renewed in time"
-            say(f"the lock is lost: {self._lease.lost}")
+        ended = self._guardian.wait()
+        if ended and ended != TIME_WAS_UP:
+            guardian.hit(self._child.pid, signal.SIGKILL)
+        if ended and not self._lease.lost:
+            why = "it could not be renewed in time" if ended == TIME_WAS_UP else "its guardian is gone"
+            say(f"the lock is lost: {why}")
+        return bool(ended or self._lease.lost)
 
 
 def exit_code(code: int) -> int:

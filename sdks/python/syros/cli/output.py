@@ -63,10 +63,11 @@ def show(value: Any, *, raw: bool) -> None:
         console.print_json(as_json(value))
         return
     lists = {name: each for name, each in value.items() if is_table(each)}
-    if facts := {name: each for name, each in value.items() if name not in lists and each not in NOTHING}:
+    facts = {name: each for name, each in value.items() if name not in lists and each not in NOTHING}
+    if facts:
         console.print(record(facts))
     for name, items in lists.items():
-        if len(value) > len(lists):
+        if facts or len(lists) > 1:
             console.print(f"\n{name}", style="italic")
         console.print(table(items))
 

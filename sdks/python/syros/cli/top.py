@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,12 @@ class Watch:
     def trouble(self) -> SyrosError | None:
         """Why the last frame is not complete."""
         return self._last.trouble if self._last else None
+
+    def frames(self, every: float) -> Iterator[RenderableType]:
+        """A frame after every so many seconds, without end."""
+        while True:
+            yield self.frame()
+            time.sleep(every)
 
     def frame(self) -> RenderableType:
         """The next frame."""
