@@ -623,3 +623,15 @@ def test_a_lease_is_reckoned_from_the_request_that_was_confirmed(served: Served,
         lease.release()
         lease.renew()
         assert "released" in lease.lost
+
+
+def test_a_slow_answer_makes_no_lease_longer() -> None:
+    class Slow:
+        def call(self, *args: Any, **options: Any) -> Any:
+            time.sleep(0.5)
+            return {}
+
+    lease = lock.Lease(Slow(), {"key": "a", "lock_id": "x"}, 10.0, lock.now() - 3)  # type: ignore[arg-type]
+    before = lock.now()
+    lease.renew()
+    assert before <= lease.sent_at < before + 0.25

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from getpass import getuser
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -68,7 +68,8 @@ def fields(operation: Operation) -> Iterator[tuple[str, Any, Any]]:
     """Name, annotation and default of what a command takes."""
     arguments = inline(operation)
     for each in operation.parameters:
-        yield each.name, annotation(each, argument=each in arguments), None
+        argument = each in arguments
+        yield each.name, annotation(each, argument=argument), inspect.Parameter.empty if argument else None
     if operation.streams and operation.takes("from_position"):
         yield (
             "from_start",
@@ -95,7 +96,7 @@ def annotation(parameter: Parameter, *, argument: bool) -> Any:
         return Annotated[kind, typer.Argument(help=about(parameter), show_default=False)]
     # The server has the defaults: what is not given is not sent.
     option = typer.Option(*names(parameter), help=about(parameter), show_default=False)
-    return Annotated[Optional[kind], option]  # noqa: UP045
+    return Annotated[kind | None, option]
 
 
 def names(parameter: Parameter) -> list[str]:

@@ -149,6 +149,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._deliver: Callable[[int], object] = self._end
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who inherits that it is ignored learns no exit code
         for number in FORWARDED:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda number, _: self._deliver(number))

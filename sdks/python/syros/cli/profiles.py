@@ -80,9 +80,8 @@ def find_place(options: Options) -> Place:
     url = (first("url") or DEFAULT_URL).rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise Misuse(f"An address begins with http:// or https://, not as {url} does.")
-    own: str | Tokens | None = None
-    if url == (kept.url or DEFAULT_URL).rstrip("/"):
-        own = kept.api_key or Tokens.kept(name, url)
+    is_its_own = url == (kept.url or DEFAULT_URL).rstrip("/")
+    own = (kept.api_key if is_its_own else None) or Tokens.kept(name, url)
     beside = (own, environment.api_key) if options.profile else (environment.api_key, own)
     return Place(url, first("namespace"), options.api_key or beside[0] or beside[1])
 
@@ -93,7 +92,7 @@ def find_place(options: Options) -> Place:
 def config_file() -> Path:
     if chosen := os.environ.get("SYROS_CONFIG"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "syros" / "config.toml"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), "syros", "config.toml")
 
 
 @dataclass
