@@ -82,7 +82,7 @@ def test_there_is_a_command_for_every_operation(shell: Shell) -> None:
 def test_the_help_shows_defaults_choices_limits_and_aliases(shell: Shell) -> None:
     _, out, _ = shell("locks", "acquire", "--help")
     assert re.search(r"--ttl-seconds,--ttl\b.*0\.1 to 86400; default 30\.0", out)
-    assert re.search(r"--owner\b.*default \S+@\S+:\d+", out)
+    assert re.search(r"--owner\b.*default user@host:pid", out)
     _, out, _ = shell("events", "read", "--help")
     assert re.search(r"--direction\b.*forward \| backward; default forward", out)
 
@@ -210,6 +210,14 @@ def test_every_bad_field_is_named(shell: Shell) -> None:
         (["locks", "find", "--limit", "many"], 2),
         (["locks", "find", "--limit", "201"], 2),
         (["locks", "get", "batch/../x"], 2),
+        (["locks", "get", "\udcff"], 2),
+        (["locks", "find", "--prefix", "\udcff"], 2),
+        (["locks", "acquire", "a", "--ttl", "nan"], 2),
+        (["locks", "acquire", "a", "--owner", "\udcff"], 2),
+        (["events", "append", "s", "--type", "T", "--data", "NaN"], 2),
+        (["events", "append", "s", "--type", "T", "--data", '"\\ud800"'], 2),
+        (["events", "append", "s", "--type", "T", "--data", "[" * 65 + "]" * 65], 2),
+        (["events", "append", "s", "--type", "T", "--data", "[" * 100_000], 2),
         (["locks", "get", ""], 2),
         (["locks", "get", "a/"], 2),
         (["--url", "localhost:8080", "locks", "get", "a"], 2),

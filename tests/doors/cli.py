@@ -5,16 +5,19 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
 
+import syros
 from core.operations import Operation
 from syros.cli.app import app
 from syros.cli.generated import inline, names
 from syros.operations import Parameter, operations
 from tests.doors.base import Answer, Door
 
+SDK = Path(syros.__file__).parent.parent
 _stdout = threading.Lock()  # the runner takes the process's own
 
 
@@ -74,6 +77,6 @@ def beside(line: list[str], environment: dict[str, str]) -> tuple[int, str, str]
     program = "from syros.cli.app import app; app()"
     found = subprocess.run(
         [sys.executable, "-c", program, *line],
-        env={**os.environ, "PYTHONPATH": "sdks/python", **environment}, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(SDK), **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return found.returncode, found.stdout, found.stderr

@@ -156,15 +156,15 @@ class Client:
         rest = {name: value for name, value in params.items() if name not in operation.path_names}
         for name in operation.path_names:
             path = path.replace(f"{{{name}}}", in_path(name, str(params[name])))
-        found: dict[str, Any] = {
-            "method": operation.method,
-            "url": API + path,
-            "headers": self._headers(operation),
-        }
+        headers = self._headers(operation)
         if key:
-            found["headers"]["Idempotency-Key"] = key
-        found["params" if operation.method == "GET" else "json"] = rest
-        return found
+            headers["Idempotency-Key"] = key
+        found = {"method": operation.method, "url": API + path, "headers": headers}
+        if operation.method == "GET":
+            return {**found, "params": rest}
+        headers["Content-Type"] = "application/json"
+        # What is no JSON after all (NaN, half a surrogate pair) is for the server to refuse.
+        return {**found, "content": json.dumps(rest)}
 
     def _headers(self, operation: Operation) -> dict[str, str]:
         if operation.anonymous or not self._credential:
@@ -222,10 +222,14 @@ def in_path(name: str, value: str) -> str:
         bad = {"pointer": f"/{name}", "code": "bad_segment", "detail": "is not empty and does not end with /"}
         detail = f"Wrong type or value: /{name}"
         raise Refused({"status": 422, "code": "invalid", "detail": detail, "errors": [bad]})
-    # As they are, these segments would lead to another address.
-    return "/".join(
-        {".": "%2E", "..": "%2E%2E"}.get(part, quote(part, safe=":@=+$")) for part in value.split("/")
-    )
+    return "/".join(map(segment, value.split("/")))
+
+
+def segment(text: str) -> str:
+    """As they are, dots alone would lead to another address."""
+    if text in {".", ".."}:
+        return text.replace(".", "%2E")
+    return quote(text, safe=":@=+$", errors="surrogateescape")
 
 
 def lines(chunks: Iterator[bytes]) -> Iterator[str]:

@@ -20,7 +20,7 @@ class Root(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except Misuse as error:
+        except (Misuse, UnicodeEncodeError) as error:
             print(f"syros: {error}", file=sys.stderr)
             raise typer.Exit(output.MISUSED) from error
         except KeyboardInterrupt:

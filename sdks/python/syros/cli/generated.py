@@ -31,7 +31,7 @@ def add_commands(app: typer.Typer) -> None:
         if group not in groups:
             groups[group] = typer.Typer(no_args_is_help=True)
             app.add_typer(groups[group], name=group, help=f"The operations of {group}.")
-        groups[group].command(verb, help=operation.doc, no_args_is_help=False)(command(operation))
+        groups[group].command(verb, help=operation.doc)(command(operation))
 
 
 def command(operation: Operation) -> Callable[..., None]:
@@ -71,11 +71,8 @@ def fields(operation: Operation) -> Iterator[tuple[str, Any, Any]]:
         argument = each in arguments
         yield each.name, annotation(each, argument=argument), inspect.Parameter.empty if argument else None
     if operation.streams and operation.takes("from_position"):
-        yield (
-            "from_start",
-            Annotated[bool, typer.Option("--from-start", help="all there is, then what comes")],
-            False,
-        )
+        about = "all there is, then what comes"
+        yield "from_start", Annotated[bool, typer.Option("--from-start", help=about)], False
     if operation.kind == "command":
         about = "the same key again: the first answer again"
         yield "idempotency_key", Annotated[str | None, typer.Option(help=about, show_default=False)], None
@@ -119,7 +116,7 @@ def about(parameter: Parameter) -> str:
     if "maximum" in limits and limits["maximum"] < 2**53 - 1:
         parts.append(f"{limits.get('minimum', 'above 0')} to {limits['maximum']}")
     if parameter.name == "owner" and parameter.required:
-        parts.append(f"default {default_owner()}")
+        parts.append("default user@host:pid")
     elif parameter.required:
         parts.append("required")
     elif parameter.default is not None:
@@ -177,5 +174,5 @@ def read_json(parameter: Parameter, given: str) -> Any:
         elif given.startswith("@"):
             given = Path(given[1:]).read_text(encoding="utf-8")
         return json.loads(given)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Misuse(f"{names(parameter)[0]} takes {JSON_HELP}: {error}") from error

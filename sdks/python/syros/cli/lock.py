@@ -52,7 +52,7 @@ def say(text: str) -> None:
 
 def acquire(client: Client, key: str, owner: str, ttl: float, wait: float) -> Lease:
     """Take the lock, asking again as long as there is time. Raises: Refused, Unavailable."""
-    deadline = now() + wait
+    deadline, told = now() + wait, ""
     while True:
         sent_at = now()
         seconds = max(0.0, min(LONGEST_WAIT, deadline - sent_at))
@@ -63,7 +63,9 @@ def acquire(client: Client, key: str, owner: str, ttl: float, wait: float) -> Le
             if now() >= deadline or not passes(error):
                 raise
             if not isinstance(error, Refused) or error.code != "lock_wait_timeout":
-                say(f"{error}; asking again")
+                if str(error) != told:
+                    say(f"{error}; asking again")
+                told = str(error)
                 time.sleep(AGAIN_SECONDS)
             continue
         if now() >= lease.renew_at:  # it was waited for, and is known to be held only from now on
