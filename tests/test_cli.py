@@ -376,6 +376,7 @@ def alice(database: None) -> Iterator[str]:
 
 def test_a_login_is_kept_and_renewed_and_ended(shell: Shell, alice: str) -> None:
     assert shell("login", "--username", alice, stdin="wrong\n")[0] == 4
+    assert not shell.config.exists()
     assert shell("login", "--username", alice, stdin="correct horse\n")[:2] == (0, "")
     assert shell.json("auth", "whoami")["principal"] == f"user:{alice}"
     tokens = shell.config.parent / "tokens-default.json"

@@ -31,14 +31,13 @@ def login(
     """
     book = Book.read()
     name = ctx.obj.profile or book.current
-    if name not in book.profiles:  # the first login makes the profile
-        place = find_place(replace(ctx.obj, profile=None))
-        book.put(name, Profile(place.url, namespace=place.namespace))
-    else:
-        place = find_place(ctx.obj)
+    is_new = name not in book.profiles
+    place = find_place(replace(ctx.obj, profile=None) if is_new else ctx.obj)
     username = username or typer.prompt("Username")
     with Place(place.url).client() as client:
         answer = client.call("auth.login", {"username": username, "password": read_password()})
+    if is_new:  # the first login makes the profile
+        book.put(name, Profile(place.url, namespace=place.namespace))
     Tokens.keep(name, place.url, answer)
     print(f"Logged in to {place.url} as {username}.", file=sys.stderr)
 
