@@ -208,12 +208,30 @@ def run(text: str, place: Place) -> Iterator[str]:
         script.append(f"step={number}\n{{\n{body}}} > {number}.out 2> {number}.err")
     shell = subprocess.run(
         ["bash", "-c", "\n".join([*script, "wait", "touch done"])], cwd=place.folder, timeout=120, check=False,
-        env={"PATH": os.environ["PATH"], "SYROS_VAR": str(place.folder / "var")}, capture_output=True, text=True,
+        env=environment(place), capture_output=True, text=True,
     )  # fmt: skip
     if not (place.folder / "done").exists():
         yield f"the shell did not come to the end: {shell.stderr}"
     for number, step in enumerate(todo):
         yield from (f"line {step.block.line}: {problem}" for problem in problems(step, place.folder, number))
+
+
+def environment(place: Place) -> dict[str, str]:
+    """What the shell has: `syros`, and where the server is."""
+    return {
+        "PATH": f"{place.folder / 'bin'}:{os.environ['PATH']}",
+        "SYROS_VAR": str(place.folder / "var"),
+        "SYROS_URL": f"http://localhost:{place.port}",
+        "SYROS_CONFIG": str(place.folder / "profiles.toml"),
+    }
+
+
+def install(command: Path) -> None:
+    """`syros`, as pip would install it."""
+    command.parent.mkdir()
+    path = f"import sys; sys.path.insert(0, {str(ROOT / 'sdks/python')!r})"
+    command.write_text(f"#!{sys.executable}\n{path}\nfrom syros.cli.app import app\napp()\n")
+    command.chmod(0o755)
 
 
 def problems(step: Step, folder: Path, number: int) -> Iterator[str]:
@@ -266,6 +284,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("checkout")
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "manage.py").symlink_to(ROOT / "manage.py")
+    install(folder / "bin" / "syros")
     url = database(f"syros_docs_{WORKER}")
     kept = {name: value for name, value in os.environ.items() if name != "JWT_SECRET"}
     with serving.listen("127.0.0.1", 0) as listener, (folder / "serve.log").open("wb") as log:
@@ -506,6 +525,8 @@ def test_the_example_config_has_every_setting_with_its_default() -> None:
 @pytest.mark.parametrize("document", ALL)
 def test_every_setting_that_is_named_exists(document: str) -> None:
     settable = {*read_settings(), *re.findall(r"SYROS_[A-Z_]+", read("tests/servers.py"))}
+    sdk = "\n".join(path.read_text() for path in (ROOT / "sdks").rglob("*.py"))
+    settable |= set(re.findall(r"\b(?:SYROS|XDG)_[A-Z_]+", sdk))
     settable |= {f"{name}_FILE" for name in settable}
     named = {name for piece in code(read(document)) for name in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", piece)}
     local = {"LOCK_ID", "KEY_ID", "NEXT_GRANT"}  # the documents' own shell variables
