@@ -12,13 +12,16 @@ from a2wsgi import WSGIMiddleware
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syros_project.settings")
 
 from api.gate import Gate
+from api.graphql.http import Http as GraphQL
 from api.lane import Lane
 from core.serving import Door, Web
 from syros_project.wsgi import application as django
 
 THREADS = 6  # each keeps a connection
 
-application = Gate(Lane(WSGIMiddleware(django, workers=THREADS)))  # type: ignore[arg-type]
+lane = Lane(WSGIMiddleware(django, workers=THREADS))  # type: ignore[arg-type]
+graphql = GraphQL(lane)
+application = Gate(lane, http={"/graphql": graphql, "/graphql/": graphql})
 
 
 def doors(listeners: list[socket.socket], host: str, grpc_port: int) -> list[Door]:
