@@ -3,6 +3,7 @@
 import asyncio
 from io import BytesIO
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth import get_user
@@ -41,6 +42,15 @@ async def by_session(scope: dict[str, Any]) -> Caller | None:
     if found:
         check_csrf(ASGIRequest(scope, BytesIO()))
     return found
+
+
+async def by_own_page(scope: dict[str, Any], host: str, origin: str) -> Caller | None:
+    """The same for a WebSocket, which a browser opens for any site: its Origin must be this host's.
+
+    Raises: Unavailable.
+    """
+    key = session_key(scope)
+    return await by_key(key) if key and urlsplit(origin).netloc == host else None
 
 
 def session_key(scope: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syros_project.settings")
 
 from api.gate import Gate
 from api.graphql.http import Http as GraphQL
+from api.graphql.socket import Socket as GraphQLSocket
 from api.lane import Lane
 from core.serving import Door, Web
 from syros_project.wsgi import application as django
@@ -21,7 +22,12 @@ THREADS = 6  # each keeps a connection
 
 lane = Lane(WSGIMiddleware(django, workers=THREADS))  # type: ignore[arg-type]
 graphql = GraphQL(lane)
-application = Gate(lane, http={"/graphql": graphql, "/graphql/": graphql})
+graphql_socket = GraphQLSocket.as_asgi()
+application = Gate(
+    lane,
+    http={"/graphql": graphql, "/graphql/": graphql},
+    websocket={"/graphql": graphql_socket, "/graphql/": graphql_socket},
+)
 
 
 def doors(listeners: list[socket.socket], host: str, grpc_port: int) -> list[Door]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from inspect import isawaitable
@@ -381,7 +381,7 @@ class Asked:
             result = await result
         return self._result(context, result)
 
-    async def answers(self, call: Call) -> AsyncIterator[Json]:
+    async def answers(self, call: Call) -> AsyncGenerator[Json]:
         """The answers to a subscription, as they come.
 
         Raises: TooComplex, Unanswerable, and what the stream raises.

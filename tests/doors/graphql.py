@@ -103,7 +103,9 @@ class GraphQL(Door):
         if "key" in about:
             given["idempotencyKey"] = about["key"]
         types = {name: field.args[name].type if name in field.args else "JSON" for name in given}
-        variables = {name: forth(value, field.args.get(name) and types[name]) for name, value in given.items()}
+        variables = {
+            name: forth(value, field.args.get(name) and types[name]) for name, value in given.items()
+        }
         declared = ", ".join(f"${name}: {types[name]}" for name in given)
         passed = ", ".join(f"{name}: ${name}" for name in given)
         head = f"{kind}({declared})" if given else kind
