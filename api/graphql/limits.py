@@ -75,7 +75,8 @@ class Scale:
             )
         except RecursionError:
             raise TooComplex from None
-        found.names += len(operation.selection_set.selections)
+        roots = operation.selection_set.selections
+        found.names += sum(isinstance(node, FieldNode) and not node.alias for node in roots)
         for name, limit in (("depth", MAX_DEPTH), ("names", MAX_NAMES), ("cost", MAX_COST)):
             if (value := getattr(found, name)) > limit:
                 said = min(value, 10**9)  # fragments in fragments make it astronomic
