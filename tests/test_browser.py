@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from django.test import Client
 
 from tests.browser import CHROMIUM, Browser
 from tests.doors import Lane, Served
@@ -22,32 +23,14 @@ BUTTON = "document.querySelector('.graphiql-execute-button')"
 
 
 @pytest.fixture
-def session(namespace: str, settings: Any) -> str:
-    """The cookie of a signed-in administrator, where nobody is let in without."""
-    from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
-    from django.contrib.auth.models import User
-    from django.contrib.sessions.backends.db import SessionStore
-
-    from core.callers import verdicts
-
-    user = User.objects.create_user(f"ada-{namespace}", password="correct horse", is_staff=True)
-    found = SessionStore()
-    found[SESSION_KEY], found[HASH_SESSION_KEY] = str(user.pk), user.get_session_auth_hash()
-    found[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
-    found.create()
-    settings.DEV = False
-    verdicts.clear()
-    return str(found.session_key)
-
-
-@pytest.fixture
-def browser(session: str) -> Iterator[Browser]:
-    with Browser({"sessionid": session}) as found:
+def browser(staff: Client, production: None) -> Iterator[Browser]:
+    """A browser with a signed-in administrator, where nobody is let in without."""
+    with Browser({"sessionid": staff.cookies["sessionid"].value}) as found:
         yield found
 
 
 @pytest.fixture
-def locks(lane: Lane, session: str, settings: Any) -> Lane:
+def locks(lane: Lane, production: None, settings: Any) -> Lane:
     """A namespace with something in it."""
     settings.DEV = True
     for number in range(3):

@@ -58,14 +58,6 @@ def ask(served: Served, namespace: str) -> Asker:
     return Asker(served, namespace)
 
 
-@pytest.fixture
-def production(settings: Any) -> None:
-    from core.callers import verdicts
-
-    settings.DEV = False
-    verdicts.clear()
-
-
 # -- the schema -------------------------------------------------------------------------------------
 
 
@@ -576,17 +568,6 @@ def test_a_web_page_cannot_drive_a_laptop_s_syros(ask: Asker, lane: Lane) -> Non
         answer = ask.post({"query": TAKE}, **headers)
         assert (answer.status_code, answer.json()["errors"][0]["extensions"]["code"]) == (403, "forbidden")
     assert free(lane)
-
-
-@pytest.fixture
-def staff(ask: Asker) -> Client:
-    """A browser in which an administrator is signed in."""
-    from django.contrib.auth.models import User
-
-    user = User.objects.create_user(f"ada-{ask.namespace}", is_staff=True)
-    browser = Client()
-    browser.force_login(user)
-    return browser
 
 
 def test_a_session_asks_with_the_page_s_token_and_not_without(
