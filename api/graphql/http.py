@@ -30,7 +30,7 @@ class Http:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = read_headers(scope["headers"])
-        if scope["method"] in {"GET", "HEAD"} and "html" in headers.accept:
+        if scope["method"] in {"GET", "HEAD"} and ("html" in headers.accept or not scope["query_string"]):
             await self._pages(scope, receive, send)
             return
         identity = requests.request_id(headers)

@@ -26,7 +26,7 @@ from graphql import (
 )
 
 from core.encoding import MAX_DEPTH as MAX_VALUE_DEPTH
-from core.errors import Malformed
+from core.errors import TooComplex
 
 MAX_TOKENS = 2_000  # 20 ms of parsing
 MAX_DEPTH = 12  # of fields in fields
@@ -37,10 +37,6 @@ MAX_COST = 15_000  # fields of the answer, 5 µs each: a page of 1,000 events wi
 MAX_LIST = 1_000  # the longest page that an operation gives
 USUAL_LIST = 5  # the items that a list without a limit is reckoned to have
 INTROSPECTION = 1_000  # the cost of `__schema` or `__type`
-
-
-class TooComplex(Malformed):
-    """The document asks for too much at once: split it."""
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from api.requests import NAMES, Headers
 from api.sessions import by_own_page
 from core.callers import Call, identify
 from core.encoding import MAX_DEPTH, decode, depth, encode
-from core.errors import Internal, SyrosError, Unauthenticated, Unavailable
+from core.errors import Internal, SyrosError, TooManyOperations, Unauthenticated, Unavailable
 
 logger = logging.getLogger("syros.graphql")
 
@@ -34,12 +34,6 @@ CREDENTIALS = {
     **{name: NAMES[name] for name in ("authorization", "x-api-key", "syros-namespace")},
     "namespace": "namespace",
 }
-
-
-class TooManyOperations(SyrosError):
-    """This socket has as many operations under way as it may: complete some first."""
-
-    status = 429
 
 
 class Closed(Exception):
