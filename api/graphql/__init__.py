@@ -1,7 +1,7 @@
 """GraphQL: every operation of the registry as a field, over HTTP and WebSocket.
 
-`types.py` makes the schema, `limits.py` weighs a document, `asking.py` answers one, `http.py` and `socket.py` are the
-two ways in.
+`types.py` makes the schema; `documents.py` reads a document, `limits.py` weighs it, `asking.py` answers it, in a
+`context.py`; `http.py` and `socket.py` are the two ways in.
 """
 
 from graphql import print_schema

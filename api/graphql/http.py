@@ -6,7 +6,8 @@ from typing import Any
 import orjson
 
 from api import requests
-from api.graphql.asking import Asked, Question, Unanswerable, graph, refusal
+from api.graphql.asking import Asked, Question, graph
+from api.graphql.context import Unanswerable, refusal
 from api.lane import App, Disconnected, Receive, Scope, Send, read, read_headers, while_connected, write
 from api.requests import Headers
 from api.sessions import by_session
@@ -27,6 +28,7 @@ class Http:
     def __init__(self, pages: App) -> None:
         self._pages = pages
         self._limit = max(each.max_bytes for each in registry)
+        graph()  # made now, not while somebody waits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = read_headers(scope["headers"])

@@ -28,11 +28,9 @@ from graphql import (
 from core.encoding import MAX_DEPTH as MAX_VALUE_DEPTH
 from core.errors import TooComplex
 
-MAX_TOKENS = 2_000  # 20 ms of parsing
+MAX_TOKENS = 1_000  # some 50 ms to read and to validate, at worst; a query for the whole schema has 300
 MAX_DEPTH = 12  # of fields in fields
-MAX_NAMES = (
-    30  # root fields, aliases, fields written twice, uses of fragments: what makes a small document large
-)
+MAX_NAMES = 30  # root fields, aliases, fields written twice, fragments used: they make a small document large
 MAX_COST = 15_000  # fields of the answer, 5 µs each: a page of 1,000 events with all that belongs to it fits
 MAX_LIST = 1_000  # the longest page that an operation gives
 USUAL_LIST = 5  # the items that a list without a limit is reckoned to have
@@ -61,22 +59,29 @@ class Scale:
         self._fragments = {
             each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
         }
+        self._operations = [
+            each for each in document.definitions if isinstance(each, OperationDefinitionNode)
+        ]
         self._weighed: dict[tuple[str, bool], Weight] = {}
 
-    def check(self, operation: OperationDefinitionNode) -> None:
-        """Raises: TooComplex."""
+    def check(self) -> None:
+        """Weigh all that validation will look at: what is asked for, and what only stands there.
+
+        Raises: TooComplex.
+        """
         try:
-            found = self._selection(
-                operation.selection_set, self._schema.get_root_type(operation.operation), False
-            )
+            for operation in self._operations:
+                judge(self._operation(operation))
+            for name in self._fragments:
+                judge(self._fragment(name, False))
         except RecursionError:
             raise TooComplex from None
-        roots = operation.selection_set.selections
-        found.names += sum(isinstance(node, FieldNode) and not node.alias for node in roots)
-        for name, limit in (("depth", MAX_DEPTH), ("names", MAX_NAMES), ("cost", MAX_COST)):
-            if (value := getattr(found, name)) > limit:
-                said = min(value, 10**9)  # fragments in fragments make it astronomic
-                raise TooComplex(f"{name.capitalize()} {said}; at most {limit}.", limit=limit)
+
+    def _operation(self, operation: OperationDefinitionNode) -> Weight:
+        roots = operation.selection_set
+        total = self._selection(roots, self._schema.get_root_type(operation.operation), False)
+        total.names += sum(isinstance(node, FieldNode) and not node.alias for node in roots.selections)
+        return total
 
     def _selection(self, selection: SelectionSetNode, parent: Any, is_page: bool) -> Weight:
         total, seen = Weight(), set()
@@ -90,6 +95,7 @@ class Scale:
                 total.names += 1
                 total.add(self._fragment(node.name.value, is_page))
             elif isinstance(node, InlineFragmentNode):
+                total.names += 1
                 kind = node.type_condition and self._schema.get_type(node.type_condition.name.value)
                 total.add(self._selection(node.selection_set, kind or parent, is_page))
         return total
@@ -154,6 +160,14 @@ class Scale:
                 inside = found and found.selection_set
             if inside:
                 self._refuse_aliases(inside, seen)
+
+
+def judge(weight: Weight) -> None:
+    """Raises: TooComplex."""
+    for name, limit in (("depth", MAX_DEPTH), ("names", MAX_NAMES), ("cost", MAX_COST)):
+        if (value := getattr(weight, name)) > limit:
+            said = min(value, 10**9)  # fragments in fragments make it astronomic
+            raise TooComplex(f"{name.capitalize()} {said}; at most {limit}.", limit=limit)
 
 
 def check_depth(value: ValueNode, depth: int = 1) -> None:

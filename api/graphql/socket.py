@@ -9,7 +9,8 @@ from typing import Any
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from api import requests
-from api.graphql.asking import Asked, Question, Unanswerable, graph, refusal
+from api.graphql.asking import Asked, Question, graph
+from api.graphql.context import Unanswerable, refusal
 from api.lane import read_headers
 from api.requests import NAMES, Headers
 from api.sessions import by_own_page
@@ -28,7 +29,7 @@ LOOK_SECONDS = (
 MAX_OPERATIONS = 100  # at once, of one socket
 MAX_ID = 128
 INVALID, UNAUTHENTICATED, FORBIDDEN, NO_PROTOCOL = 4400, 4401, 4403, 4406
-INIT_TIMEOUT, REPEATED, TOO_MANY_INITS = 4408, 4409, 4429
+INIT_TIMEOUT, REPEATED, TOO_MANY_INITS, TRY_LATER = 4408, 4409, 4429, 1013
 # What the payload of connection_init may hold: the headers that a browser cannot set, `namespace` for short.
 CREDENTIALS = {
     **{name: NAMES[name] for name in ("authorization", "x-api-key", "syros-namespace")},
@@ -99,6 +100,8 @@ class Socket(AsyncWebsocketConsumer):
             await handle(message, len(data))
         except Closed as closed:
             await self._end(closed)
+        except Unavailable as error:
+            await self._end(Closed(TRY_LATER, error.detail))
         except Gone:
             self._cancel()
 
@@ -113,7 +116,7 @@ class Socket(AsyncWebsocketConsumer):
     async def _end(self, closed: Closed) -> None:
         self._cancel()
         with suppress(OSError):
-            await self.close(closed.code, closed.reason)
+            await self.close(closed.code, closed.reason[:100])  # a frame has no room for more
 
     # -- what the client says ------------------------------------------------------------------------
 
