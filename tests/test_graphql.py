@@ -11,6 +11,7 @@ import httpx
 import psycopg
 import pytest
 from django.test import Client
+from graphql import build_client_schema, get_introspection_query, print_schema
 
 from api.graphql import documents
 from core.operations import registry
@@ -144,8 +145,8 @@ def test_one_field_s_refusal_leaves_the_others_be(ask: Asker) -> None:
 
 def test_a_replay_is_told_and_may_ask_for_other_fields(ask: Asker) -> None:
     document = 'mutation {{ locksAcquire(key: "a", owner: "me", idempotencyKey: "k") {{ {} }} }}'
-    first = ask.post({"query": document.format("lockId expiresAt")}).json()
-    again = ask.post({"query": document.format("lockId expiresAt fencingToken")}).json()
+    first = ask.post({"query": document.format("lockId expiresAt")}, Idempotency_Key="x").json()
+    again = ask.post({"query": document.format("lockId expiresAt fencingToken")}, Idempotency_Key="y").json()
     assert again["extensions"]["syros"]["locksAcquire"] == {"status": 201, "replayed": True}
     assert again["data"]["locksAcquire"].items() >= first["data"]["locksAcquire"].items()
 
@@ -351,6 +352,12 @@ def test_what_the_limits_are_for_fits(ask: Asker) -> None:
     ask(f'{{ eventsRead(streamId: "s", limit: 1000) {{ events {{ {event} }} version hasMore }} }}')
     lock = f"key isLocked capacity lastToken queueLength holders {{ {holder} }}"
     ask(f"{{ locksFind(first: 200) {{ nodes {{ {lock} }} pageInfo {{ endCursor }} }} }}")
+
+
+def test_a_client_may_ask_for_the_whole_schema(ask: Asker) -> None:
+    query = get_introspection_query(specified_by_url=True, directive_is_repeatable=True, schema_description=True,
+                                    input_value_deprecation=True)  # fmt: skip
+    assert print_schema(build_client_schema(ask(query))) == print_schema(schema())  # type: ignore[arg-type]
 
 
 def test_the_documents_that_are_kept_are_bounded(ask: Asker) -> None:

@@ -217,6 +217,14 @@ def test_what_is_no_message_closes_the_socket(peer: Open, text: str | bytes) -> 
     assert socket.closed() == 4400
 
 
+def test_what_comes_after_the_end_is_not_heard(peer: Open, caplog: pytest.LogCaptureFixture) -> None:
+    socket = peer().begin()
+    for text in ("{", '{"type": "ping"}', "{", '{"type": "connection_init"}'):
+        socket.connection.send(text)
+    assert socket.closed() == 4400
+    assert not caplog.records
+
+
 def test_the_order_of_messages_is_kept(peer: Open) -> None:
     early = peer()
     early.subscribe("1", WHO)

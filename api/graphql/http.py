@@ -32,6 +32,7 @@ class Http:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = read_headers(scope["headers"])
+        headers.idempotency_key = ""  # each field has its own
         if scope["method"] in {"GET", "HEAD"} and ("html" in headers.accept or not scope["query_string"]):
             await self._pages(scope, receive, send)
             return

@@ -73,7 +73,7 @@ class Scale:
             for operation in self._operations:
                 judge(self._operation(operation))
             for name in self._fragments:
-                judge(self._fragment(name, False))
+                judge(Weight(names=self._fragment(name, False).names))
         except RecursionError:
             raise TooComplex from None
 

@@ -24,7 +24,7 @@ PROTOCOL = "graphql-transport-ws"
 INIT_SECONDS = 3.0  # for the client to say who it is
 SEND_SECONDS = 30.0  # for a client to make room for one message
 LOOK_SECONDS = (
-    1.0  # between two looks at whether it still may: with a verdict's 4 s, 5 s from revoked to closed
+    1.0  # between two looks at whether it still may be here: a verdict is kept for 4 s, so 5 in all
 )
 MAX_OPERATIONS = 100  # at once, of one socket
 MAX_ID = 128
@@ -60,7 +60,7 @@ class Socket(AsyncWebsocketConsumer):
         self._headers = Headers()
         self._call: Call | None = None
         self._timer: asyncio.Task[None] | None = None
-        self._is_initialised = False
+        self._is_initialised = self._is_over = False
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Without Channels' hop into a thread: no connection of the ORM's is used here."""
@@ -75,7 +75,7 @@ class Socket(AsyncWebsocketConsumer):
         self._headers = read_headers(self.scope["headers"])
         if PROTOCOL not in self.scope["subprotocols"]:
             await self.accept()  # or the client would not hear why
-            await self.close(NO_PROTOCOL, f"Offer the subprotocol {PROTOCOL}.")
+            await self._end(Closed(NO_PROTOCOL, f"Offer the subprotocol {PROTOCOL}."))
             return
         await self.accept(PROTOCOL)
         self._timer = asyncio.create_task(self._wait_for_init())
@@ -91,6 +91,8 @@ class Socket(AsyncWebsocketConsumer):
         return list(tasks)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        if self._is_over:  # sent before the client knew
+            return
         data = (text_data or "").encode()
         try:
             message = read_message(data)
@@ -114,6 +116,7 @@ class Socket(AsyncWebsocketConsumer):
             raise Gone from None
 
     async def _end(self, closed: Closed) -> None:
+        self._is_over = True
         self._cancel()
         with suppress(OSError):
             await self.close(closed.code, closed.reason[:100])  # a frame has no room for more
@@ -166,9 +169,8 @@ class Socket(AsyncWebsocketConsumer):
         identity = requests.request_id(Headers())
         try:
             last = await self._tell(name, payload, size, identity)
-            self._operations.pop(
-                name, None
-            )  # the name may be used again as soon as the client hears of the end
+            # The name may be used again as soon as the client hears of the end.
+            self._operations.pop(name, None)
             await self.say(**last, id=name)
         except Closed as closed:
             await self._end(closed)
