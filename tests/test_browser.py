@@ -101,7 +101,7 @@ def test_swagger_ui_works_offline(browser: Browser, served: Served, tmp_path: Pa
     answer = browser.until(f"{find}.querySelector('.live-responses-table .response')?.innerText")
     assert answer.startswith("200")
     assert '"items":' in answer
-    browser.evaluate(f"{find}.scrollIntoView()")
+    browser.evaluate(f"{find}.querySelector('.live-responses-table').scrollIntoView({{block: 'end'}})")
     keep(browser, "swagger.png", tmp_path)
     assert hosts(browser) == {f"127.0.0.1:{served.port}"}
     assert browser.said == []

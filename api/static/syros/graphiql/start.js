@@ -9,9 +9,10 @@ const fetcher = GraphiQL.createFetcher({
   headers: { "X-CSRFToken": root.dataset.csrf },
 });
 
-const defaultQuery = `# Each operation of Syros is a field: what reads is a query,
-# what changes something a mutation, what streams a subscription.
-# Another namespace: {"Syros-Namespace": "name"} under Headers.
+const defaultQuery = `# Each operation of Syros is a field: what reads
+# is a query, what changes something a mutation,
+# what streams a subscription. Another namespace:
+# {"Syros-Namespace": "name"} under Headers.
 query Locks($first: BigInt = 20) {
   authWhoami { principal namespace }
   locksFind(first: $first) {
