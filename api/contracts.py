@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from api import breaking, openapi, operations
+from api import breaking, graphql, openapi, operations
 
 Documents = dict[str, str]  # path in the repository: text
-SOURCES: list[Callable[[], Documents]] = [openapi.documents, operations.documents]
+SOURCES: list[Callable[[], Documents]] = [openapi.documents, operations.documents, graphql.documents]
 
 
 def documents() -> Documents:

@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from api import requests
+from api import requests, sessions
 from api.openapi import OperationSchema
 from api.requests import NAMES, Headers
 from api.routing import match, methods
@@ -112,8 +112,8 @@ class Credentials(BaseAuthentication):
         headers = headers_of(request)
         user = getattr(request._request, "user", None)
         if not requests.credential(headers) and user is not None and user.is_authenticated:
-            self._check_csrf(request)
-            return Caller(f"user:{user.username}", is_admin=user.is_staff), None
+            sessions.check_csrf(request._request)
+            return sessions.caller_of(user), None
         peer = request.META.get("REMOTE_ADDR", "")
         origin = headers.origin or None
         credential = requests.credential(headers)
@@ -121,12 +121,6 @@ class Credentials(BaseAuthentication):
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
-
-    @staticmethod
-    def _check_csrf(request: Request) -> None:
-        from rest_framework.authentication import SessionAuthentication
-
-        SessionAuthentication().enforce_csrf(request)
 
 
 class OperationView(APIView):

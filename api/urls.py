@@ -36,6 +36,7 @@ urlpatterns = [
     path("api/v1/schema", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("api/docs/errors", pages.errors, name="errors"),
+    re_path("^graphql/?$", pages.graphiql, name="graphiql"),
     *operation_urls(),
     re_path("^api/v1/.*$", view_for({})),  # a slash at the end, or nothing at all
 ]

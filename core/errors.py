@@ -110,6 +110,16 @@ class TooLarge(SyrosError):
     status = 413
 
 
+class TooComplex(Malformed):
+    """It asks for too much at once: split it."""
+
+
+class TooManyOperations(SyrosError):
+    """This connection has as many operations under way as it may: let some of them end first."""
+
+    status = 429
+
+
 class UnsupportedMediaType(SyrosError):
     """The body is not JSON."""
 

@@ -1,10 +1,13 @@
 """The log's own form: what an entry is, how it is written in bulk and read by position."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from orjson import Fragment
 
+from core.database import rows
 from core.models import log_id, position_of
 
 COLUMNS = (
@@ -15,6 +18,9 @@ SELECT = f"select {COLUMNS} from core_event"
 AFTER = f"{SELECT} where id > %s and id <= %s order by id limit %s"
 NAMED = f"""{SELECT} where namespace_id = $1 and event_id = any($2::uuid[])
 union all {SELECT} where namespace_id = $1 and event_id is null and id = any($3::bigint[])"""
+LAST = f"""select s.place, e.* from unnest(%s::text[]) with ordinality s(name, place) cross join lateral (
+    {SELECT} where namespace_id = %s and stream = s.name order by version desc limit %s) e
+order by s.place, e.version desc"""
 # The lock orders commits; the heads are read in a statement of its own, whose snapshot sees them all.
 # max() over the primary key, not a counter row: that gets ten times slower while any old snapshot is open.
 TAKE_HEAD = "select pg_advisory_xact_lock(7305, $1)"
@@ -98,3 +104,27 @@ def entry(namespace: int, row: tuple[Any, ...]) -> Entry:
         namespace, stream, version, kind, data, actor, metadata, event_id, correlation, causation,
         position_of(log_address), at,
     )  # fmt: skip
+
+
+@dataclass(slots=True)
+class RecordedEvent:
+    """An event as it was recorded."""
+
+    event_id: str
+    stream_id: str
+    event_type: str
+    version: int
+    position: int
+    data: Any
+    metadata: dict[str, Any]
+    correlation_id: str | None
+    causation_id: str | None
+    recorded_at: datetime
+
+
+async def last(namespace: int, streams: Sequence[str], limit: int) -> list[list[RecordedEvent]]:
+    """The last events of each of several streams, newest first: one statement for all."""
+    found: list[list[Any]] = [[] for _ in streams]
+    for place, *row in await rows(LAST, [list(streams), namespace, limit]):
+        found[place - 1].append(entry(namespace, tuple(row)).public())
+    return found

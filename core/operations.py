@@ -1,6 +1,7 @@
 """What an operation is. One declaration, and every transport, document and permission follows from it."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -97,6 +98,7 @@ class Operation:
         fenced: bool = True,
         secret: Sequence[str] = (),
         max_bytes: int = MAX_BYTES,
+        changes: bool | None = None,
     ) -> None:
         app = function.__module__.partition(".")[0]
         self.name = name or f"{app}.{function.__name__}"
@@ -105,15 +107,16 @@ class Operation:
         self.aliases = [Route.parse(alias) for alias in aliases]
         self.hot, self.waits, self.admin, self.anonymous = hot, waits, admin, anonymous
         self.touches, self.secret, self.max_bytes = touches, tuple(secret), max_bytes
+        self.changes = kind == "command" if changes is None else changes
         self.streams = inspect.isasyncgenfunction(function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.fenced = fenced and kind == "command" and route is not None
-        self.params = self._schema()
+        more = {"fence": (Fence | None, None)} if self.fenced else {}
+        self.params = parameters(function, self.name, more)
         # Parameters that a query string gives as `name=a&name=b`.
         self.lists = {
             name for name, field in self.params.model_fields.items() if get_origin(field.annotation) is list
         }
-        self._validate = self.params.__pydantic_validator__.validate_python
 
     def __repr__(self) -> str:
         return f"<Operation {self.name}>"
@@ -135,31 +138,36 @@ class Operation:
         adapter: TypeAdapter[Any] = TypeAdapter(self.returns)
         return adapter.json_schema(mode="serialization")
 
-    def _schema(self) -> type[BaseModel]:
-        """The keyword-only parameters as a pydantic model that refuses what it does not know."""
-        hints = get_type_hints(self.function, include_extras=True)
-        fields: dict[str, Any] = {}
-        for parameter in inspect.signature(self.function).parameters.values():
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                default = ... if parameter.default is parameter.empty else parameter.default
-                fields[parameter.name] = (hints[parameter.name], default)
-        if self.fenced and "fence" not in fields:
-            fields["fence"] = (Fence | None, None)
-        title = "".join(part.capitalize() for part in self.name.replace(".", "_").split("_"))
-        return create_model(title, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
-
     def parse(self, values: Mapping[str, Any], *, strict: bool = True) -> dict[str, Any]:
         """Checked parameters. `strict` for JSON, where types are told; not for query strings.
 
         Raises: Invalid, naming every bad field.
         """
-        try:
-            found: dict[str, Any] = self._validate(values, strict=strict).__dict__
-            return found
-        except ValidationError as error:
-            problems = [named(problem) for problem in error.errors(include_url=False)]
-            only_reserved = {problem["code"] for problem in problems} == {ReservedName.code}
-            raise (ReservedName if only_reserved else Invalid)(problems) from None
+        return checked(self.params, values, strict)
+
+
+def parameters(function: Callable[..., Any], name: str, more: Mapping[str, Any] = {}) -> type[BaseModel]:
+    """A function's keyword-only parameters, and more, as a pydantic model that refuses what it does not know."""
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (hints[parameter.name], default)
+    fields = {**fields, **{name: field for name, field in more.items() if name not in fields}}
+    title = "".join(part.capitalize() for part in re.split(r"[._]", name))
+    return create_model(title, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+
+
+def checked(params: type[BaseModel], values: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+    """Raises: Invalid, naming every bad field."""
+    try:
+        found: dict[str, Any] = params.__pydantic_validator__.validate_python(values, strict=strict).__dict__
+        return found
+    except ValidationError as error:
+        problems = [named(problem) for problem in error.errors(include_url=False)]
+        only_reserved = {problem["code"] for problem in problems} == {ReservedName.code}
+        raise (ReservedName if only_reserved else Invalid)(problems) from None
 
 
 def named(problem: Mapping[str, Any]) -> dict[str, str]:
@@ -168,7 +176,7 @@ def named(problem: Mapping[str, Any]) -> dict[str, str]:
     return {"pointer": pointer or "/", "code": problem["type"], "detail": problem["msg"][:300]}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Nested:
     """A field that a type of answers has where a transport reads graphs: see `nested`."""
 
@@ -176,14 +184,38 @@ class Nested:
     name: str
     function: Callable[..., Any]
 
+    @cached_property
+    def params(self) -> type[BaseModel]:
+        return parameters(self.function, f"{self.parent.__name__}.{self.name}")
+
+    @cached_property
+    def takes(self) -> dict[str, Any]:
+        """The parameters as a JSON Schema."""
+        return self.params.model_json_schema()
+
+    @cached_property
+    def gives(self) -> dict[str, Any]:
+        """The field of one parent, as a JSON Schema."""
+        adapter: TypeAdapter[Any] = TypeAdapter(get_args(get_type_hints(self.function)["return"])[0])
+        return adapter.json_schema(mode="serialization")
+
     @property
-    def returns(self) -> Any:
-        """The type of the field, one parent's."""
-        return get_args(get_type_hints(self.function)["return"])[0]
+    def parents(self) -> set[str]:
+        """The names of the types that have the field: the parent's and, where they have none of that name, its
+        subclasses'."""
+        return {kind.__name__ for kind in subclasses(self.parent)}
+
+    def parse(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises: Invalid, naming every bad field."""
+        return checked(self.params, values)
 
     @property
     def doc(self) -> str:
         return inspect.cleandoc(self.function.__doc__ or "")
+
+
+def subclasses(kind: type[Any]) -> set[type[Any]]:
+    return {kind}.union(*(subclasses(each) for each in kind.__subclasses__()))
 
 
 class Registry:
@@ -228,7 +260,8 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     `touches`, which aggregates to load with the batch; `hot`, also served by the fast lane; `waits`, how
     it waits when it answers `Waiting`; `admin`, for administrators only; `anonymous`, for
     everybody; `secret`, fields of the answer that are not kept
-    for replays; `aliases`, further routes; `fenced=False`, takes no `fence`.
+    for replays; `changes`, whether anything is another afterwards (of commands yes, of queries no, unless it is said);
+    `aliases`, further routes; `fenced=False`, takes no `fence`.
     """
     return _declare("command", route, options)
 
@@ -241,7 +274,8 @@ def query(route: str | None = None, **options: Any) -> Callable[[Callable[..., A
 
 def nested(parent: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a field that answers of a type have where a transport reads graphs (GraphQL), named as the function:
-    `async function(call, parents) -> list[T]`, one T for each parent, in their order.
+    `async function(call, parents, *, …) -> list[T]`, one T for each parent, in their order; what stands after the
+    asterisk are the field's parameters, as an operation's.
 
     It is asked once for all parents that an answer holds: so that many do not become many statements.
     """

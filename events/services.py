@@ -14,12 +14,12 @@ from core.callers import Call
 from core.database import rows
 from core.encoding import decode
 from core.errors import Invalid
-from core.log import Entry, place_id
+from core.log import Entry, RecordedEvent, place_id
 from core.models import Event, Stream, log_id
-from core.operations import command, query
+from core.operations import command, nested, query
 from core.runtime import runtime
 from core.tail import Tail
-from core.types import EventId, Instant, Json, Object, Position, Prefix, Text, Wait
+from core.types import EventId, Instant, Json, Limit, Object, Position, Prefix, Text, Wait
 from events import rules
 from events.errors import PositionAhead, PositionPruned
 from events.types import (
@@ -393,3 +393,11 @@ async def stream_info(call: Call, *, stream_id: ReadName) -> StreamInfo:
     )
     version, created_at, changed_at = found[0]
     return StreamInfo(stream_id, version or 0, created_at, changed_at)
+
+
+@nested(StreamInfo)
+async def events(
+    call: Call, parents: Sequence[StreamInfo], *, limit: Limit = 20
+) -> list[list[RecordedEvent]]:
+    """The last events of the stream, newest first."""
+    return await log.last(call.namespace.number, [stream.stream_id for stream in parents], limit)

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from core.log import RecordedEvent
 from core.operations import not_reserved
 from core.types import AnyName, EventId, Json, Name, Object, Position, Text
 
@@ -57,22 +58,6 @@ class AppendedBatch:
 @dataclass(slots=True)
 class AppendedMany:
     appends: list[AppendedBatch]
-
-
-@dataclass(slots=True)
-class RecordedEvent:
-    """An event as it was recorded."""
-
-    event_id: str
-    stream_id: str
-    event_type: str
-    version: int
-    position: int
-    data: Any
-    metadata: dict[str, Any]
-    correlation_id: str | None
-    causation_id: str | None
-    recorded_at: datetime
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from secrets import token_hex
 from time import monotonic
 from typing import Annotated, Any
@@ -10,14 +10,16 @@ from typing import Annotated, Any
 from orjson import Fragment
 from pydantic import Field
 
+from core import log
 from core.batch import Transaction
 from core.callers import SYSTEM, Call, namespaces
 from core.database import rows
 from core.encoding import encode
 from core.engine import outages
 from core.errors import FenceStale, Unavailable
+from core.log import RecordedEvent
 from core.models import Answer, Process
-from core.operations import Fence, Waiting, Waits, command, guard, query
+from core.operations import Fence, Waiting, Waits, command, guard, nested, query
 from core.runtime import every, runtime
 from core.types import Cursor, Limit, Object, Prefix, Token, encode_cursor
 from locks import rules
@@ -288,7 +290,11 @@ guard.check = staticmethod(check_fence)
 # -- looking -----------------------------------------------------------------------------------------
 
 LOOK = """select id, capacity, last_token, queued, lock_id is not null and expires_at > clock_timestamp(),
-    owner, acquired_at, expires_at, metadata::text, clock_timestamp() from locks_lock"""
+    owner, acquired_at, expires_at, metadata::text from locks_lock"""
+QUEUES = """select s.place, c.* from unnest(%s::text[]) with ordinality s(lock, place) cross join lateral (
+    select ticket, owner, permits, since, deadline from locks_claim
+    where id > s.lock || '#' and id < s.lock || '$' and deadline > clock_timestamp() order by id limit %s) c
+order by s.place, c.ticket"""
 
 
 def grant(lock: Lock, waited_seconds: float = 0.0) -> Grant:
@@ -311,7 +317,7 @@ def situation(lock: Lock, tx: Transaction) -> dict[str, Any]:
 
 
 def summary(row: Sequence[Any]) -> tuple[str, bool, int, int, list[Holder], int]:
-    address, capacity, last_token, queued, is_locked, owner, acquired_at, expires_at, metadata, _ = row
+    address, capacity, last_token, queued, is_locked, owner, acquired_at, expires_at, metadata = row
     key = address.partition("/")[2]
     holders = []
     if is_locked:
@@ -327,17 +333,33 @@ async def get(call: Call, *, key: Key) -> LockState:
     found = await rows(f"{LOOK} where id = %s", [address])
     if not found:
         return LockState(key, False, 1, 0, [], 0, [])
-    waiters = await waiters_of(address, found[0][9]) if found[0][3] else []
-    return LockState(*summary(found[0]), waiters)
+    (waiting,) = await waiters_of([address], 200) if found[0][3] else ([],)
+    return LockState(*summary(found[0]), waiting)
 
 
-async def waiters_of(address: str, now: datetime) -> list[Waiter]:
-    found = await rows(
-        "select ticket, owner, permits, since, deadline from locks_claim "
-        "where id > %s and id < %s and deadline > %s order by id limit 200",
-        [f"{address}#", f"{address}$", now],
-    )
-    return [Waiter(ticket, owner, "exclusive", *rest) for ticket, owner, *rest in found]
+async def waiters_of(addresses: Sequence[str], limit: int) -> list[list[Waiter]]:
+    """Who waits for each of several locks, in order: one statement for all."""
+    found: list[list[Waiter]] = [[] for _ in addresses]
+    for place, ticket, owner, *rest in await rows(QUEUES, [list(addresses), limit]):
+        found[place - 1].append(Waiter(ticket, owner, "exclusive", *rest))
+    return found
+
+
+@nested(LockSummary)
+async def waiters(call: Call, parents: Sequence[LockSummary], *, limit: Limit = 20) -> list[list[Waiter]]:
+    """Who waits for the lock, in order."""
+    contended = [lock.key for lock in parents if lock.queue_length]
+    addresses = [f"{call.namespace.name}/{key}" for key in contended]
+    found = dict(zip(contended, await waiters_of(addresses, limit) if addresses else [], strict=True))
+    return [found.get(lock.key, []) for lock in parents]
+
+
+@nested(LockSummary)
+async def history(
+    call: Call, parents: Sequence[LockSummary], *, limit: Limit = 20
+) -> list[list[RecordedEvent]]:
+    """What happened to the lock last, newest first: its stream's events."""
+    return await log.last(call.namespace.number, [f"$lock:{lock.key}" for lock in parents], limit)
 
 
 @query("GET locks", returns=Locks)

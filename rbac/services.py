@@ -64,7 +64,7 @@ def pair(refresh: RefreshToken) -> Tokens:
     return Tokens(access, str(refresh), access, "Bearer", seconds)
 
 
-@query("POST auth/login", name="auth.login", returns=Tokens, anonymous=True)
+@query("POST auth/login", name="auth.login", returns=Tokens, anonymous=True, changes=True)
 def login(call: Call, *, username: Text, password: Password) -> Tokens:
     """Exchange a username and password for an access token (15 minutes) and a refresh token (a day).
 
@@ -76,7 +76,7 @@ def login(call: Call, *, username: Text, password: Password) -> Tokens:
     return pair(RefreshToken.for_user(user))
 
 
-@query("POST auth/refresh", name="auth.refresh", returns=Tokens, anonymous=True)
+@query("POST auth/refresh", name="auth.refresh", returns=Tokens, anonymous=True, changes=True)
 def refresh(call: Call, *, refresh: Annotated[str, Field(min_length=1, max_length=4096)]) -> Tokens:
     """Exchange a refresh token for a new access token.
 
@@ -88,7 +88,7 @@ def refresh(call: Call, *, refresh: Annotated[str, Field(min_length=1, max_lengt
     return pair(token)
 
 
-@query("POST auth/logout", name="auth.logout", returns=LoggedOut, anonymous=True)
+@query("POST auth/logout", name="auth.logout", returns=LoggedOut, anonymous=True, changes=True)
 def logout(call: Call, *, refresh: Annotated[str, Field(min_length=1, max_length=4096)]) -> LoggedOut:
     """End a session: its refresh token is good no more. Access tokens run out by themselves.
 

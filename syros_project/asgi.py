@@ -15,12 +15,21 @@ from syros_project.wsgi import application as django  # sets Django up, which th
 
 # isort: split
 from api.gate import Gate
+from api.graphql.http import Http as GraphQL
+from api.graphql.socket import Socket as GraphQLSocket
 from api.lane import Lane
 from core.serving import Door, Web
 
 THREADS = 6  # each keeps a connection
 
-application = Gate(Lane(WSGIMiddleware(django, workers=THREADS)))  # type: ignore[arg-type]
+lane = Lane(WSGIMiddleware(django, workers=THREADS))  # type: ignore[arg-type]
+graphql = GraphQL(lane)
+graphql_socket = GraphQLSocket.as_asgi()
+application = Gate(
+    lane,
+    http={"/graphql": graphql, "/graphql/": graphql},
+    websocket={"/graphql": graphql_socket, "/graphql/": graphql_socket},
+)
 
 
 def doors(listeners: list[socket.socket], host: str, grpc_port: int) -> list[Door]:

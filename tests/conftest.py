@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 from django.core.management import call_command
+from django.test import Client
 
 from tests.doors import DOORS, Door, Lane, Served
 
@@ -49,6 +50,25 @@ def waiting(request: pytest.FixtureRequest, served: Served, namespace: str) -> D
 @pytest.fixture
 def lane(served: Served, namespace: str) -> Lane:
     return Lane(served, namespace)
+
+
+@pytest.fixture
+def production(settings: Any) -> None:
+    """No development mode: everybody needs credentials."""
+    from core.callers import verdicts
+
+    settings.DEV = False
+    verdicts.clear()
+
+
+@pytest.fixture
+def staff(namespace: str) -> Client:
+    """A browser in which an administrator is signed in, named after the test's namespace."""
+    from django.contrib.auth.models import User
+
+    browser = Client()
+    browser.force_login(User.objects.create_user(f"ada-{namespace}", is_staff=True))
+    return browser
 
 
 @pytest.fixture

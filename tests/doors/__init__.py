@@ -1,6 +1,7 @@
 """The ways into Syros that a behaviour is run through."""
 
 from tests.doors.base import Answer, Django, Door, Lane, Python, Refused, Served, free_port
+from tests.doors.graphql import GraphQL
 
-DOORS = {door.name: door for door in (Python, Django, Lane)}
-__all__ = ["DOORS", "Answer", "Django", "Door", "Lane", "Python", "Refused", "Served", "free_port"]
+DOORS = {door.name: door for door in (Python, Django, Lane, GraphQL)}
+__all__ = ["DOORS", "Answer", "Django", "Door", "GraphQL", "Lane", "Python", "Refused", "Served", "free_port"]

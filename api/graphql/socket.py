@@ -1,0 +1,269 @@
+"""GraphQL over WebSocket, by the protocol graphql-transport-ws: subscriptions, and queries and mutations too."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Any
+
+from channels.generic.websocket import AsyncWebsocketConsumer
+
+from api import requests
+from api.graphql.asking import Asked, Question, graph
+from api.graphql.context import Unanswerable, refusal
+from api.lane import read_headers
+from api.requests import NAMES, Headers
+from api.sessions import by_own_page
+from core.callers import Call, identify
+from core.encoding import MAX_DEPTH, decode, depth, encode
+from core.errors import Internal, SyrosError, TooManyOperations, Unauthenticated, Unavailable
+
+logger = logging.getLogger("syros.graphql")
+
+PROTOCOL = "graphql-transport-ws"
+INIT_SECONDS = 3.0  # for the client to say who it is
+SEND_SECONDS = 30.0  # for a client to make room for one message
+LOOK_SECONDS = (
+    1.0  # between two looks at whether it still may be here: a verdict is kept for 4 s, so 5 in all
+)
+MAX_OPERATIONS = 100  # at once, of one socket
+MAX_ID = 128
+INVALID, UNAUTHENTICATED, FORBIDDEN, NO_PROTOCOL = 4400, 4401, 4403, 4406
+INIT_TIMEOUT, REPEATED, TOO_MANY_INITS, TRY_LATER = 4408, 4409, 4429, 1013
+# What the payload of connection_init may hold: the headers that a browser cannot set, `namespace` for short.
+CREDENTIALS = {
+    **{name: NAMES[name] for name in ("authorization", "x-api-key", "syros-namespace")},
+    "namespace": "namespace",
+}
+
+
+class Closed(Exception):
+    """The client broke the protocol, or may not go on."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code, self.reason = code, reason
+        super().__init__(reason)
+
+
+class Gone(Exception):
+    """The client went away, or does not read what it asked for."""
+
+
+class Socket(AsyncWebsocketConsumer):
+    """One connection. Its operations are tasks; each waits while the client does not read."""
+
+    channel_layer_alias = ""  # nobody sends to it but its own operations
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._operations: dict[str, asyncio.Task[None]] = {}
+        self._headers = Headers()
+        self._call: Call | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self._is_initialised = self._is_over = False
+
+    async def dispatch(self, message: dict[str, Any]) -> None:
+        """Without Channels' hop into a thread: no connection of the ORM's is used here."""
+        handlers = {
+            "websocket.connect": self.websocket_connect,
+            "websocket.receive": self.websocket_receive,
+            "websocket.disconnect": self.websocket_disconnect,
+        }
+        await handlers[message["type"]](message)
+
+    async def connect(self) -> None:
+        self._headers = read_headers(self.scope["headers"])
+        if PROTOCOL not in self.scope["subprotocols"]:
+            await self.accept()  # or the client would not hear why
+            await self._end(Closed(NO_PROTOCOL, f"Offer the subprotocol {PROTOCOL}."))
+            return
+        await self.accept(PROTOCOL)
+        self._timer = asyncio.create_task(self._wait_for_init())
+
+    async def disconnect(self, code: int) -> None:
+        await asyncio.gather(*self._cancel(), return_exceptions=True)
+
+    def _cancel(self) -> "list[asyncio.Task[None]]":
+        """End everything but the task that asks for it."""
+        tasks = {*self._operations.values(), *filter(None, [self._timer])} - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        return list(tasks)
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        if self._is_over:  # sent before the client knew
+            return
+        data = (text_data or "").encode()
+        try:
+            message = read_message(data)
+            handle = getattr(self, f"_on_{message['type']}", None)
+            if handle is None:
+                raise Closed(INVALID, "Unknown type of message")
+            await handle(message, len(data))
+        except Closed as closed:
+            await self._end(closed)
+        except Unavailable as error:
+            await self._end(Closed(TRY_LATER, error.detail))
+        except Gone:
+            self._cancel()
+
+    async def say(self, kind: str, **more: Any) -> None:
+        """Raises: Gone."""
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await self.send(encode({"type": kind, **more}).decode())
+        except OSError:  # a time-out, too
+            raise Gone from None
+
+    async def _end(self, closed: Closed) -> None:
+        self._is_over = True
+        self._cancel()
+        with suppress(OSError):
+            await self.close(closed.code, closed.reason[:100])  # a frame has no room for more
+
+    # -- what the client says ------------------------------------------------------------------------
+
+    async def _on_connection_init(self, message: dict[str, Any], size: int) -> None:
+        if self._is_initialised:
+            raise Closed(TOO_MANY_INITS, "Too many initialisation requests")
+        self._is_initialised = True
+        payload = message.get("payload") or {}
+        if not isinstance(payload, dict):
+            raise Closed(INVALID, "payload is an object")
+        for name, value in payload.items():
+            if (attribute := CREDENTIALS.get(name.lower())) and isinstance(value, str):
+                setattr(self._headers, attribute, value)
+        self._call = await self._identify()
+        if self._timer:
+            self._timer.cancel()
+        self._timer = asyncio.create_task(self._watch())
+        await self.say("connection_ack")
+
+    async def _on_ping(self, message: dict[str, Any], size: int) -> None:
+        await self.say("pong")
+
+    async def _on_pong(self, message: dict[str, Any], size: int) -> None:
+        return
+
+    async def _on_subscribe(self, message: dict[str, Any], size: int) -> None:
+        name, payload = read_id(message), message.get("payload")
+        if self._call is None:
+            raise Closed(UNAUTHENTICATED, "Unauthorized")
+        if name in self._operations:
+            raise Closed(REPEATED, f"Subscriber for {name[:40]} already exists")
+        if not isinstance(payload, dict):
+            raise Closed(INVALID, "payload is an object")
+        if len(self._operations) >= MAX_OPERATIONS:
+            _, body = refusal(TooManyOperations(limit=MAX_OPERATIONS), "")
+            await self.say("error", id=name, payload=body["errors"])
+            return
+        self._operations[name] = asyncio.create_task(self._operate(name, payload, size))
+
+    async def _on_complete(self, message: dict[str, Any], size: int) -> None:
+        if task := self._operations.pop(read_id(message), None):
+            task.cancel()
+
+    # -- what it gets --------------------------------------------------------------------------------
+
+    async def _operate(self, name: str, payload: dict[str, Any], size: int) -> None:
+        identity = requests.request_id(Headers())
+        try:
+            last = await self._tell(name, payload, size, identity)
+            # The name may be used again as soon as the client hears of the end.
+            self._operations.pop(name, None)
+            await self.say(**last, id=name)
+        except Closed as closed:
+            await self._end(closed)
+        except Gone:
+            return
+
+    async def _tell(self, name: str, payload: dict[str, Any], size: int, identity: str) -> dict[str, Any]:
+        """Send the answers as they come; what is to be said last is given back.
+
+        Raises: Closed, Gone.
+        """
+        try:
+            async with aclosing(self._answers(payload, size, identity)) as answers:
+                async for answer in answers:
+                    await self.say("next", id=name, payload=answer)
+            return {"kind": "complete"}
+        except (SyrosError, Unanswerable) as error:
+            return {"kind": "error", "payload": refusal(error, identity)[1]["errors"]}
+        except (Closed, Gone):
+            raise
+        except Exception:
+            logger.exception("a document broke", extra={"request_id": identity})
+            return {"kind": "error", "payload": refusal(Internal(), identity)[1]["errors"]}
+
+    async def _answers(
+        self, payload: dict[str, Any], size: int, identity: str
+    ) -> AsyncGenerator[dict[str, Any]]:
+        asked: Asked = graph().open(Question.read(payload, size))
+        call = await self._identify(identity)
+        if asked.kind.value != "subscription":
+            yield await asked.answer(call)
+            return
+        async with aclosing(asked.answers(call)) as answers:
+            async for answer in answers:
+                yield answer
+
+    # -- whether it may ------------------------------------------------------------------------------
+
+    async def _identify(self, identity: str = "") -> Call:
+        """Who the client is and where it works, as of now.
+
+        Raises: Closed, when it may not be here; Unavailable.
+        """
+        headers, scope = self._headers, self.scope
+        credential = requests.credential(headers)
+        try:
+            caller = None if credential else await by_own_page(scope, headers.host, headers.origin)
+            peer = scope["client"][0] if scope["client"] else ""
+            caller = caller or await identify(
+                credential, peer=peer, host=headers.host, origin=headers.origin or None
+            )
+            return await requests.call_by(caller, headers, identity)
+        except Unavailable:
+            raise
+        except Unauthenticated as error:
+            raise Closed(UNAUTHENTICATED, error.detail) from None
+        except SyrosError as error:
+            raise Closed(FORBIDDEN, error.detail) from None
+
+    async def _wait_for_init(self) -> None:
+        await asyncio.sleep(INIT_SECONDS)
+        if not self._is_initialised:
+            await self._end(Closed(INIT_TIMEOUT, "Connection initialisation timeout"))
+
+    async def _watch(self) -> None:
+        """Close the connection of a client whose credential is revoked or has run out."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self._identify()
+            except Unavailable:
+                continue
+            except Closed as closed:
+                await self._end(closed)
+                return
+
+
+def read_message(data: bytes) -> dict[str, Any]:
+    """Raises: Closed."""
+    if depth(data) > MAX_DEPTH:
+        raise Closed(INVALID, f"JSON nests deeper than {MAX_DEPTH}")
+    try:
+        found = decode(data)
+    except ValueError:
+        raise Closed(INVALID, "Not JSON") from None
+    if not isinstance(found, dict) or not isinstance(found.get("type"), str):
+        raise Closed(INVALID, "A message is an object with a type")
+    return found
+
+
+def read_id(message: dict[str, Any]) -> str:
+    """Raises: Closed."""
+    found = message.get("id")
+    if not isinstance(found, str) or not 0 < len(found) <= MAX_ID:
+        raise Closed(INVALID, f"id is a text of 1 to {MAX_ID} characters")
+    return found

@@ -1,0 +1,399 @@
+"""GraphQL over WebSocket: graphql-transport-ws by the letter, subscriptions, and what a socket may do."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from django.test import Client
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from api.graphql import socket as door
+from tests.doors import Lane, Served
+from tests.test_locks import queue, until
+
+FOLLOW = """subscription($from: BigInt, $category: String) {
+    eventsFollow(fromPosition: $from, category: $category, heartbeatSeconds: 1) {
+        event { position streamId eventType data } heartbeat { position }
+    }
+}"""
+WHO = "{ authWhoami { principal namespace } }"
+
+
+class Peer:
+    """A client that says what it is told to, and reads what comes."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    def say(self, kind: str, **more: Any) -> None:
+        self.connection.send(json.dumps({"type": kind, **more}))
+
+    def hear(self, seconds: float = 10) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.connection.recv(seconds))
+        return found
+
+    def begin(self, **payload: str) -> "Peer":
+        self.say("connection_init", payload=payload)
+        assert self.hear() == {"type": "connection_ack"}
+        return self
+
+    def subscribe(self, name: str, query: str, **variables: Any) -> None:
+        self.say("subscribe", id=name, payload={"query": query, "variables": variables})
+
+    def next(self, name: str) -> Any:
+        """The data of the next answer."""
+        found = self.hear()
+        assert (found["type"], found["id"]) == ("next", name), found
+        assert "errors" not in found["payload"], found
+        return found["payload"]["data"]
+
+    def events(self, name: str, count: int) -> list[dict[str, Any]]:
+        """The next events, heartbeats passed over."""
+        found: list[dict[str, Any]] = []
+        deadline = time.monotonic() + 30
+        while len(found) < count:
+            assert time.monotonic() < deadline, "what should come does not"
+            item = self.next(name)["eventsFollow"]
+            found += [item["event"]] if item["event"] else []
+        return found
+
+    def closed(self, seconds: float = 10) -> int:
+        """The code that the server closes with; what comes before is passed over."""
+        deadline = time.monotonic() + seconds
+        try:
+            while True:
+                self.connection.recv(max(0.01, deadline - time.monotonic()))
+        except ConnectionClosed as closed:
+            return closed.rcvd.code if closed.rcvd else 0
+
+
+Open = Callable[..., Peer]
+
+
+@pytest.fixture
+def peer(served: Served, namespace: str) -> Any:
+    """Opens sockets that are closed after the test."""
+    with ExitStack() as stack:
+
+        def open_one(protocols: tuple[str, ...] = ("graphql-transport-ws",), **headers: str) -> Peer:
+            about = {"Syros-Namespace": namespace, **{k.replace("_", "-"): v for k, v in headers.items()}}
+            connection = connect(
+                f"ws://127.0.0.1:{served.port}/graphql", subprotocols=list(protocols), additional_headers=about,
+            )  # fmt: skip
+            return Peer(stack.enter_context(connection))
+
+        yield open_one
+
+
+# -- subscriptions ----------------------------------------------------------------------------------
+
+
+def test_a_subscription_catches_up_and_goes_on_live(peer: Open, lane: Lane) -> None:
+    lane("events.append", stream_id="s", events=[{"event_type": "t", "data": n} for n in range(3)])
+    socket = peer().begin()
+    socket.subscribe("1", FOLLOW, **{"from": 2})
+    assert socket.next("1") == {"eventsFollow": {"event": None, "heartbeat": {"position": 1}}}
+    assert [each["position"] for each in socket.events("1", 2)] == [2, 3]
+    lane("events.append", stream_id="s", event_type="Live", data={"x": 1})
+    assert socket.events("1", 1) == [{"position": 4, "streamId": "s", "eventType": "Live", "data": {"x": 1}}]
+    assert socket.next("1")["eventsFollow"] == {"event": None, "heartbeat": {"position": 4}}
+
+
+def test_a_client_that_lost_its_connection_goes_on_where_it_was(peer: Open, lane: Lane) -> None:
+    """Position for position, over any number of connections: nothing twice, nothing missed."""
+    seen: list[int] = []
+    for turn in range(4):
+        lane("events.append", stream_id="s", events=[{"event_type": "t", "data": n} for n in range(5)])
+        socket = peer().begin()
+        socket.subscribe("1", FOLLOW, **{"from": seen[-1] + 1 if seen else 1})
+        seen += [each["position"] for each in socket.events("1", 5 if turn == 3 else 4)]
+        socket.connection.close()
+    assert seen == list(range(1, 18))
+
+
+def test_several_operations_share_a_socket(peer: Open, lane: Lane) -> None:
+    lane("events.append", stream_id="order-1", event_type="t", data=1)
+    lane("events.append", stream_id="user-1", event_type="t", data=2)
+    socket = peer().begin()
+    socket.subscribe("orders", FOLLOW, **{"from": 1, "category": "order"})
+    socket.next("orders")
+    assert [each["streamId"] for each in socket.events("orders", 1)] == ["order-1"]
+    socket.subscribe("who", WHO)
+    assert socket.next("who")["authWhoami"]["namespace"] == lane.namespace
+    assert socket.hear() == {"type": "complete", "id": "who"}
+    socket.subscribe("who", 'mutation { locksAcquire(key: "a", owner: "me") { key } }')
+    answer = socket.hear()
+    assert answer["payload"] == {
+        "data": {"locksAcquire": {"key": "a"}},
+        "extensions": {"syros": {"locksAcquire": {"status": 201, "replayed": False}}},
+    }
+    assert socket.hear() == {"type": "complete", "id": "who"}
+    assert lane("locks.get", key="a")["is_locked"] is True
+
+
+def test_a_subscription_ends_when_the_client_says_so(peer: Open, lane: Lane) -> None:
+    socket = peer().begin()
+    socket.subscribe("1", FOLLOW)
+    socket.next("1")
+    socket.say("complete", id="1")
+    socket.say("ping")
+    while (message := socket.hear())["type"] != "pong":
+        assert message["type"] == "next"  # one may have been on its way
+    lane("events.append", stream_id="s", event_type="t", data=1)
+    socket.subscribe("1", WHO)  # the name is free again
+    assert socket.next("1")["authWhoami"]
+    assert socket.hear() == {"type": "complete", "id": "1"}
+
+
+def test_a_refusal_ends_the_operation_and_not_the_socket(peer: Open) -> None:
+    socket = peer().begin()
+    for query, variables, code in (
+        (FOLLOW, {"from": 99}, "position_ahead"),
+        (FOLLOW, {"from": "x"}, "invalid"),
+        ("subscription { eventsFollow(heartbeatSeconds: 0.5) { __typename } }", {}, "invalid"),
+        ("subscription { nothing }", {}, "malformed"),
+        ("subscription {", {}, "malformed"),
+        ("{ " + " ".join(f"a{n}: __typename" for n in range(40)) + " }", {}, "too_complex"),
+        ("", {}, "invalid"),
+    ):
+        socket.subscribe("1", query, **variables)
+        found = socket.hear()
+        assert (found["type"], found["id"]) == ("error", "1")
+        assert found["payload"][0]["extensions"]["code"] == code
+        assert found["payload"][0]["message"] == found["payload"][0]["extensions"]["detail"]
+    socket.subscribe("1", WHO)
+    assert socket.next("1")
+
+
+def test_a_field_s_refusal_is_in_the_answer(peer: Open, lane: Lane) -> None:
+    lane("locks.acquire", key="a", owner="alice")
+    socket = peer().begin()
+    socket.subscribe("1", 'mutation { locksAcquire(key: "a", owner: "bob") { key } }')
+    payload = socket.hear()["payload"]
+    assert payload["data"] == {"locksAcquire": None}
+    assert payload["errors"][0]["extensions"]["code"] == "lock_held"
+
+
+def test_a_subscription_may_have_nested_fields(peer: Open, lane: Lane) -> None:
+    socket = peer().begin()
+    socket.subscribe("1", '{ streamsGet(streamId: "s") { events { version } } }')
+    assert socket.next("1") == {"streamsGet": {"events": []}}
+
+
+# -- the protocol -----------------------------------------------------------------------------------
+
+
+def test_another_protocol_is_refused(peer: Open) -> None:
+    assert peer(("graphql-ws",)).closed() == 4406
+    assert peer(("graphql-ws", "graphql-transport-ws")).connection.subprotocol == "graphql-transport-ws"
+
+
+def test_who_does_not_begin_is_sent_away(peer: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "INIT_SECONDS", 0.3)
+    silent, talking = peer(), peer().begin()
+    assert silent.closed() == 4408
+    talking.say("ping")
+    assert talking.hear() == {"type": "pong"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", "[]", "1", '"x"', "null", "{}", '{"type": 1}', '{"type": "nonsense"}', '{"type": "_watch"}', "\x00",
+        '{"type": "subscribe"}', '{"type": "subscribe", "id": 1, "payload": {"query": "{ __typename }"}}',
+        '{"type": "subscribe", "id": "", "payload": {"query": "{ __typename }"}}',
+        '{"type": "subscribe", "id": "1", "payload": []}', '{"type": "complete"}', b"\x01\x02",
+        '{"type": "ping", "payload": ' + "[" * 100 + "]" * 100 + "}",
+        json.dumps({"type": "subscribe", "id": "x" * 129, "payload": {"query": "{ __typename }"}}),
+    ],
+)  # fmt: skip
+def test_what_is_no_message_closes_the_socket(peer: Open, text: str | bytes) -> None:
+    socket = peer().begin()
+    socket.connection.send(text)
+    assert socket.closed() == 4400
+
+
+def test_what_comes_after_the_end_is_not_heard(peer: Open, caplog: pytest.LogCaptureFixture) -> None:
+    socket = peer().begin()
+    for text in ("{", '{"type": "ping"}', "{", '{"type": "connection_init"}'):
+        socket.connection.send(text)
+    assert socket.closed() == 4400
+    assert not caplog.records
+
+
+def test_the_order_of_messages_is_kept(peer: Open) -> None:
+    early = peer()
+    early.subscribe("1", WHO)
+    assert early.closed() == 4401
+    twice = peer().begin()
+    twice.say("connection_init")
+    assert twice.closed() == 4429
+    odd = peer()
+    odd.say("connection_init", payload=[1])
+    assert odd.closed() == 4400
+    same = peer().begin()
+    same.subscribe("1", FOLLOW)
+    same.subscribe("1", FOLLOW)
+    assert same.closed() == 4409
+
+
+def test_pings_are_answered_before_the_beginning_too(peer: Open) -> None:
+    socket = peer()
+    socket.say("ping", payload={"x": 1})
+    assert socket.hear() == {"type": "pong"}
+    socket.say("pong")
+    socket.begin()
+
+
+def test_a_socket_has_a_bounded_number_of_operations(peer: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "MAX_OPERATIONS", 3)
+    socket = peer().begin()
+    for number in range(4):
+        socket.subscribe(str(number), FOLLOW)
+    found = {message["id"]: message for message in (socket.hear() for _ in range(4))}
+    assert [found[str(number)]["type"] for number in range(4)] == ["next", "next", "next", "error"]
+    assert found["3"]["payload"][0]["extensions"]["code"] == "too_many_operations"
+    socket.say("complete", id="0")
+    socket.subscribe("4", WHO)
+    while (message := socket.hear())["id"] != "4":
+        assert message["type"] == "next"
+    assert message["payload"]["data"]["authWhoami"]
+
+
+# -- who --------------------------------------------------------------------------------------------
+
+
+def test_credentials_come_in_the_payload_or_in_headers(peer: Open, lane: Lane) -> None:
+    made = lane("api_keys.create", name="ci")
+    key, principal = made["key"], f"key:{made['id']}"
+    for socket in (
+        peer().begin(authorization=f"Bearer {key}"),
+        peer().begin(Authorization=f"Bearer {key}"),
+        peer().begin(**{"x-api-key": key, "namespace": lane.namespace}),
+        peer(X_API_Key=key).begin(),
+    ):
+        socket.subscribe("1", WHO)
+        assert socket.next("1")["authWhoami"] == {"principal": principal, "namespace": lane.namespace}
+
+
+def test_the_payload_names_the_namespace(peer: Open, lane: Lane) -> None:
+    socket = peer().begin(namespace="default")
+    socket.subscribe("1", WHO)
+    assert socket.next("1")["authWhoami"]["namespace"] == "default"
+    lost = peer()
+    lost.say("connection_init", payload={"Syros-Namespace": "nowhere"})
+    assert lost.closed() == 4403
+
+
+@pytest.mark.usefixtures("production")
+def test_without_credentials_nobody_gets_in(peer: Open) -> None:
+    for payload in (
+        {},
+        {"authorization": "Bearer nonsense"},
+        {"x-api-key": "syr_nonsense"},
+        {"authorization": 1},
+    ):
+        socket = peer()
+        socket.say("connection_init", payload=payload)
+        assert socket.closed() == 4401
+
+
+def test_a_web_page_cannot_drive_a_laptop_s_syros(peer: Open) -> None:
+    for origin in ("https://evil.example", "null"):
+        socket = peer(Origin=origin)
+        socket.say("connection_init")
+        assert socket.closed() == 4403
+
+
+@pytest.mark.usefixtures("production")
+def test_a_session_is_good_for_its_own_site_only(
+    peer: Open, served: Served, staff: Client, namespace: str
+) -> None:
+    cookie = f"sessionid={staff.cookies['sessionid'].value}"
+    own = peer(Cookie=cookie, Origin=f"http://127.0.0.1:{served.port}").begin()
+    own.subscribe("1", WHO)
+    assert own.next("1")["authWhoami"]["principal"] == f"user:ada-{namespace}"
+    for headers in (
+        {},
+        {"Origin": "https://evil.example"},
+        {"Origin": f"http://127.0.0.1:{served.port + 1}"},
+    ):
+        socket = peer(Cookie=cookie, **headers)
+        socket.say("connection_init")
+        assert socket.closed() == 4401
+
+
+def test_a_revoked_key_s_socket_is_closed_within_five_seconds(peer: Open, lane: Lane) -> None:
+    made, kept = lane("api_keys.create", name="gone"), lane("api_keys.create", name="kept")["key"]
+    going, staying = (
+        peer().begin(authorization=f"Bearer {made['key']}"),
+        peer().begin(authorization=f"Bearer {kept}"),
+    )
+    for socket in (going, staying):
+        socket.subscribe("1", FOLLOW)
+        socket.next("1")
+    lane("api_keys.revoke", key_id=made["id"])
+    assert going.closed(5) == 4401
+    lane("events.append", stream_id="s", event_type="t", data=1)
+    assert staying.events("1", 1)[0]["streamId"] == "s"
+
+
+# -- going away -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["complete", "close", "abort"])
+def test_a_waiter_whose_client_goes_away_leaves_the_queue(peer: Open, lane: Lane, how: str) -> None:
+    lane("locks.acquire", key="a", owner="alice")
+    socket = peer().begin()
+    socket.subscribe("1", 'mutation { locksAcquire(key: "a", owner: "bob", waitSeconds: 60) { key } }')
+    until(lambda: queue(lane, "a") == ["bob"])
+    if how == "complete":
+        socket.say("complete", id="1")
+    elif how == "close":
+        socket.connection.close()
+    else:
+        socket.connection.socket.close()
+    until(lambda: queue(lane, "a") == [])
+
+
+def listeners() -> int:
+    """How many follow a log in this process."""
+    from core.runtime import runtime
+
+    assert runtime.tail
+    return sum(len(each.listeners) for each in runtime.tail._logs.values())
+
+
+def test_a_socket_that_is_gone_leaves_nothing_behind(peer: Open) -> None:
+    before = listeners()
+    for _ in range(5):
+        socket = peer().begin()
+        for number in range(3):
+            socket.subscribe(str(number), FOLLOW)
+            socket.next(str(number))
+        socket.connection.socket.close()
+    until(lambda: listeners() <= before)
+
+
+def test_who_does_not_read_holds_up_nobody_and_is_not_waited_for_long(
+    peer: Open, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "SEND_SECONDS", 1.0)
+    before = listeners()
+    slow, quick = peer().begin(), peer().begin()
+    for socket in (slow, quick):
+        socket.subscribe("1", FOLLOW, **{"from": 1})
+    quick.next("1")
+    until(lambda: listeners() == before + 2)
+    big = [{"event_type": "t", "data": "x" * 100_000} for _ in range(40)]
+    for _ in range(8):  # 32 MB: more than the buffers of kernel, client and server take
+        lane("events.append", stream_id="s", events=big)
+        assert len(quick.events("1", 40)) == 40
+    until(lambda: listeners() == before + 1)  # the slow one's has ended
+    lane("events.append", stream_id="s", event_type="Last", data=1)
+    assert quick.events("1", 1)[0]["eventType"] == "Last"
+    slow.connection.socket.close()
