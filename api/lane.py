@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from django.conf import settings
+
 from api import health, requests
 from api.requests import NAMES, PREFIX, Headers
 from api.routing import match
@@ -147,6 +149,8 @@ def takes(operation: Operation, headers: Headers) -> bool:
         return False
     if headers.accept and "html" in headers.accept:
         return False
+    if headers.cookie and settings.SESSION_COOKIE_NAME in headers.cookie and not requests.credential(headers):
+        return False  # a person signed in to the admin; Django knows sessions
     return not headers.content_type or requests.is_json(headers.content_type)
 
 

@@ -39,7 +39,7 @@ def graphiql(request: HttpRequest) -> HttpResponse:
     """GraphiQL for signed-in staff and, in development mode, for whoever sits at this machine."""
     if not (request.user.is_authenticated and request.user.is_staff) and not is_developer(request):
         return redirect_to_login(request.get_full_path(), reverse("admin:login"))
-    response = render(request, "graphiql.html", {"icon": settings.FAVICON})
+    response = render(request, "graphiql.html")
     response["Content-Security-Policy"] = ONLY_FROM_HERE
     return response
 

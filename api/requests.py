@@ -35,6 +35,7 @@ class Headers:
     origin: str = ""
     content_length: str = ""
     last_event_id: str = ""
+    cookie: str = ""
 
 
 NAMES = {
@@ -50,6 +51,7 @@ NAMES = {
     "origin": "origin",
     "content-length": "content_length",
     "last-event-id": "last_event_id",
+    "cookie": "cookie",
 }
 
 

@@ -240,3 +240,16 @@ def test_a_browser_gets_its_icon(lane: Lane) -> None:
     found = httpx.get(f"http://127.0.0.1:{lane.served.port}/favicon.ico")
     assert found.headers["content-type"] == "image/svg+xml"
     assert found.text.startswith("<svg")
+
+
+def test_a_signed_in_person_may_use_the_hot_operations_from_a_page_of_ours(
+    lane: Lane, staff: Client, production: None
+) -> None:
+    url = f"http://127.0.0.1:{lane.served.port}/api/v1/locks"
+    cookies = {"sessionid": staff.cookies["sessionid"].value, "csrftoken": "c" * 32}
+    body, about = {"key": "a", "owner": "ada"}, {"Syros-Namespace": lane.namespace}
+    assert httpx.post(url, json=body, headers=about, cookies=cookies).status_code == 403
+    assert httpx.get(f"{url}/a", headers=about, cookies=cookies).json()["is_locked"] is False
+    ours = {**about, "X-CSRFToken": "c" * 32}
+    assert httpx.post(url, json=body, headers=ours, cookies=cookies).status_code == 201
+    assert httpx.get(f"{url}/a", headers=about, cookies=cookies).json()["is_locked"] is True
