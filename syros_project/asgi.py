@@ -12,6 +12,7 @@ from a2wsgi import WSGIMiddleware
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syros_project.settings")
 
 from api.gate import Gate
+from api.grpc.server import Grpc
 from api.lane import Lane
 from core.serving import Door, Web
 from syros_project.wsgi import application as django
@@ -27,4 +28,6 @@ def doors(listeners: list[socket.socket], host: str, grpc_port: int) -> list[Doo
     Parameters: the sockets of HTTP and WebSocket, which listen already; where gRPC opens its own (port 0: not).
     """
     found: list[Door] = [Web(application, listeners)] if listeners else []
+    if grpc_port:
+        found.append(Grpc(host, grpc_port))
     return found
