@@ -1,7 +1,7 @@
 """The door for gRPC: every operation as a method, Execute, health and reflection, on a port that processes share."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
+from api.grpc import unknown
 from api.grpc.calls import Method, decoded, receive_from_stranger
 from api.grpc.execute import Commands
 from api.grpc.health import Health
@@ -41,22 +42,6 @@ HEALTH = "grpc.health.v1.Health"
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
 
-class Methods(grpc.GenericRpcHandler):
-    """What is at a path. Every method reads its messages itself, so that it knows the caller before it does."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-
-    def unary(self, service: str, name: str, handler: Any) -> None:
-        self._known[f"/{service}/{name}"] = grpc.stream_unary_rpc_method_handler(handler)
-
-    def stream(self, service: str, name: str, handler: Any) -> None:
-        self._known[f"/{service}/{name}"] = grpc.stream_stream_rpc_method_handler(handler)
-
-    def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        return self._known.get(details.method)
-
-
 class Grpc:
     """A server in the loop that serves (a core.serving.Door)."""
 
@@ -70,9 +55,10 @@ class Grpc:
         """
         commands, health = Commands(contract().operations, messages()), Health(contract().services)
         server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS)
-        server.add_generic_rpc_handlers((methods(commands, health),))
+        for service, name, handler in methods(commands, health):
+            server.add_registered_method_handlers(service, {name: handler})
         self._listen(server)
-        await server.start()
+        await unknown.start(server)
         following = asyncio.ensure_future(health.follow())
         await stopping.wait()
         following.cancel()
@@ -94,22 +80,20 @@ def credentials() -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
 
 
-def methods(commands: Commands, health: Health) -> Methods:
-    found = Methods()
+def methods(commands: Commands, health: Health) -> Iterator[tuple[str, str, Any]]:
+    """Service, name and handler of every method. Each reads its messages itself, so that it knows the caller before."""
+    one, many = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
     for operation in contract().operations:
-        method, service = Method(operation), full(service_of(operation))
-        if operation.streams:
-            found.stream(service, method_of(operation), method.stream)
-        else:
-            found.unary(service, method_of(operation), method.answer)
-    found.stream(full("CoordinationService"), "Execute", commands.execute)
-    found.unary(HEALTH, "Check", health.check)
-    found.unary(HEALTH, "List", health.list)
-    found.stream(HEALTH, "Watch", health.watch)
+        method = Method(operation)
+        handler = many(method.stream) if operation.streams else one(method.answer)
+        yield full(service_of(operation)), method_of(operation), handler
+    yield full("CoordinationService"), "Execute", many(commands.execute)
+    yield HEALTH, "Check", one(health.check)
+    yield HEALTH, "List", one(health.list)
+    yield HEALTH, "Watch", many(health.watch)
     reflect = Reflection()
     for name in REFLECTION:
-        found.stream(name, "ServerReflectionInfo", reflect.answer)
-    return found
+        yield name, "ServerReflectionInfo", many(reflect.answer)
 
 
 class Reflection:

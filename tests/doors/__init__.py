@@ -1,6 +1,7 @@
 """The ways into Syros that a behaviour is run through."""
 
 from tests.doors.base import Answer, Django, Door, Lane, Python, Refused, Served, free_port
+from tests.doors.grpc import Batches, Grpc
 
-DOORS = {door.name: door for door in (Python, Django, Lane)}
+DOORS = {door.name: door for door in (Python, Django, Lane, Grpc, Batches)}
 __all__ = ["DOORS", "Answer", "Django", "Door", "Lane", "Python", "Refused", "Served", "free_port"]
