@@ -59,7 +59,7 @@ def describe(contract: Contract, file: File) -> FileDescriptorProto:
         for method in file.methods:
             service.method.add(
                 name=method.name, input_type=f".{full(method.takes)}", output_type=f".{full(method.gives)}",
-                client_streaming=method.takes_stream, server_streaming=method.gives_stream,
+                client_streaming=method.takes_stream or None, server_streaming=method.gives_stream or None,
             )  # fmt: skip
     return found
 

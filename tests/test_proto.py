@@ -50,9 +50,8 @@ def test_files_are_written_and_those_of_former_services_removed(settings: Any, t
 
 
 def test_buf_finds_nothing_to_say() -> None:
-    found = subprocess.run(
-        [Path(sys.prefix) / "bin/buf", "lint"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    buf = Path(sys.prefix) / "bin/buf"
+    found = subprocess.run([buf, "lint"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 

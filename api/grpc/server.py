@@ -9,14 +9,13 @@ import grpc
 from django.conf import settings
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from grpc import aio
 from grpc.aio import ServicerContext as Context
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
-from api.grpc import unknown
 from api.grpc.calls import Method, decoded, receive_from_stranger
+from api.grpc.core import Server
 from api.grpc.execute import Commands
 from api.grpc.health import Health
 from api.messages import messages
@@ -25,7 +24,6 @@ from core.errors import SyrosError
 from core.serving import DRAIN_SECONDS
 
 MESSAGE_BYTES = 16 << 20  # the largest that an operation takes
-CALLS = 10_000  # of all peers at a time; more are told to come again
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.so_reuseport", 1),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -54,23 +52,22 @@ class Grpc:
         Raises: RuntimeError, when the port cannot be had.
         """
         commands, health = Commands(contract().operations, messages()), Health(contract().services)
-        server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS)
-        for service, name, handler in methods(commands, health):
-            server.add_registered_method_handlers(service, {name: handler})
+        server = Server(OPTIONS, dict(methods(commands, health)))
         self._listen(server)
-        await unknown.start(server)
+        await server.start()
         following = asyncio.ensure_future(health.follow())
         await stopping.wait()
         following.cancel()
         health.leave()
         commands.leave()
-        await server.stop(DRAIN_SECONDS)
+        await server.shutdown(DRAIN_SECONDS)
 
-    def _listen(self, server: aio.Server) -> None:
+    def _listen(self, server: Server) -> None:
+        address = self._address.encode()
         if settings.GRPC_TLS_CERT:
-            server.add_secure_port(self._address, credentials())
+            server.add_secure_port(address, credentials())
         else:
-            server.add_insecure_port(self._address)
+            server.add_insecure_port(address)
 
 
 def credentials() -> grpc.ServerCredentials:
@@ -80,20 +77,20 @@ def credentials() -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
 
 
-def methods(commands: Commands, health: Health) -> Iterator[tuple[str, str, Any]]:
-    """Service, name and handler of every method. Each reads its messages itself, so that it knows the caller before."""
+def methods(commands: Commands, health: Health) -> Iterator[tuple[str, grpc.RpcMethodHandler]]:
+    """Path and handler of every method. Each reads its messages itself, so that it knows the caller before."""
     one, many = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
     for operation in contract().operations:
         method = Method(operation)
         handler = many(method.stream) if operation.streams else one(method.answer)
-        yield full(service_of(operation)), method_of(operation), handler
-    yield full("CoordinationService"), "Execute", many(commands.execute)
-    yield HEALTH, "Check", one(health.check)
-    yield HEALTH, "List", one(health.list)
-    yield HEALTH, "Watch", many(health.watch)
+        yield f"/{full(service_of(operation))}/{method_of(operation)}", handler
+    yield f"/{full('CoordinationService')}/Execute", many(commands.execute)
+    yield f"/{HEALTH}/Check", one(health.check)
+    yield f"/{HEALTH}/List", one(health.list)
+    yield f"/{HEALTH}/Watch", many(health.watch)
     reflect = Reflection()
     for name in REFLECTION:
-        yield name, "ServerReflectionInfo", many(reflect.answer)
+        yield f"/{name}/ServerReflectionInfo", many(reflect.answer)
 
 
 class Reflection:
