@@ -10,7 +10,6 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from orjson import Fragment
-from pydantic import BaseModel
 
 from api.proto import (
     ANSWER,
@@ -252,26 +251,17 @@ WELL_KNOWN_READERS: dict[str, Read] = {TIMESTAMP: read_instant, VALUE: read_valu
 
 def compile_writer(plan: list[tuple[str, Write | None]]) -> Write:
     def write(value: Any) -> Values:
-        given, found = parts(value), {}
+        if isinstance(value, Fragment):
+            value = plain(value)
+        get = value.get if isinstance(value, dict) else lambda name: getattr(value, name, None)
+        found: Values = {}
         for name, convert in plan:
-            part = given.get(name)
+            part = get(name)
             if part is not None:
                 found[name] = convert(part) if convert else part
         return found
 
     return write
-
-
-def parts(value: Any) -> Mapping[str, Any]:
-    """The fields of an answer, whatever form it has."""
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, BaseModel):
-        return value.__dict__
-    if isinstance(value, Fragment):
-        found: Values = decode(encode(value))
-        return found
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 def write_instant(value: datetime | str) -> dict[str, int]:

@@ -54,10 +54,11 @@ class Commands:
         Raises: NotFound, of what a later version may know; Invalid.
         """
         name = command.WhichOneof("operation")
-        unknown: Values = {}
-        add_unknown(command, UnknownFieldSet(command), unknown)
-        if name and not unknown:
+        others = UnknownFieldSet(command)
+        if name and not others:
             return name, self._readers[name](getattr(command, name))
+        unknown: Values = {}
+        add_unknown(command, others, unknown)
         if unknown and not name:
             raise NotFound("There is no such operation.", operation=", ".join(sorted(unknown)))
         code, names = ("extra_forbidden", unknown) if unknown else ("missing", ("operation",))
@@ -86,11 +87,12 @@ class Execution:
         self._commands, self._context = commands, context
         self._headers = headers_of(context)
         self._identity = requests.request_id(self._headers)
+        self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[bytes]] = set()
         self._results: list[bytes] = []
         self._bytes = 0
         self._changed, self._freed = asyncio.Event(), asyncio.Event()
-        self._reading = asyncio.ensure_future(self._read())
+        self._reading = self._loop.create_task(self._read())
 
     async def run(self) -> None:
         """Serve it to the end: the peer's, who has sent all or is gone, or this process's."""
@@ -156,7 +158,7 @@ class Execution:
             idempotency_key=command.idempotency_key,
             traceparent=self._headers.traceparent,
         )
-        task = asyncio.ensure_future(self._carry(number, name, values, headers, caller, size))
+        task = self._loop.create_task(self._carry(number, name, values, headers, caller, size))
         self._tasks.add(task)
         self._bytes += size
         self._commands.under_way += 1
