@@ -5,6 +5,7 @@ import logging
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
+from weakref import WeakValueDictionary
 
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
@@ -23,8 +24,9 @@ logger = logging.getLogger("syros.grpc")
 
 REQUEST_SECONDS = 60.0  # for a message to arrive whole
 STRANGER_SECONDS = 10.0  # the same, for a caller who need not say who it is
-# How many of these are listened to at a time: each may send as much as the largest message takes.
-strangers = asyncio.Semaphore(32)
+# How many of these are listened to at a time, of one address: each may send as much as the largest message takes.
+STRANGERS = 32
+strangers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 _READ = NAMES.keys() - {"host", "origin"}
 
 
@@ -48,7 +50,7 @@ def address(peer: str) -> str:
     return rest.rpartition(":")[0].strip("[]") if kind in {"ipv4", "ipv6"} else ""
 
 
-async def receive(context: Context, seconds: float = REQUEST_SECONDS) -> bytes:
+async def receive(context: Context, seconds: float) -> bytes:
     """The message of a call that has one.
 
     Raises: Malformed, when it does not come.
@@ -65,7 +67,7 @@ async def receive(context: Context, seconds: float = REQUEST_SECONDS) -> bytes:
 
 
 async def receive_from_stranger(context: Context) -> bytes:
-    async with strangers:
+    async with strangers.setdefault(peer_of(context), asyncio.Semaphore(STRANGERS)):
         return await receive(context, STRANGER_SECONDS)
 
 
@@ -129,7 +131,7 @@ class Method:
         else:
             peer = "" if requests.credential(headers) else peer_of(context)
             call = await requests.call_of(headers, identity, peer)
-            body = await receive(context)
+            body = await receive(context, REQUEST_SECONDS)
         call.size, limit = len(body), self._operation.max_bytes
         if call.size > limit:
             raise TooLarge(f"The message is larger than {limit} bytes.", limit=limit)

@@ -1,6 +1,7 @@
 """grpc.health.v1: what /ready says, for all services alike."""
 
 import asyncio
+import logging
 from collections.abc import Iterable
 
 from grpc import StatusCode
@@ -17,7 +18,9 @@ from api.grpc.calls import decoded, receive_from_stranger
 from api.grpc.status import refuse
 from core.errors import SyrosError
 
-LOOK_SECONDS = 5.0
+logger = logging.getLogger("syros.grpc")
+
+LOOK_SECONDS, AGAIN_SECONDS = 5.0, 0.5  # while all is well, and while it is not
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 
@@ -34,9 +37,8 @@ class Health:
     async def follow(self) -> None:
         """Look again and again whether this process can do its work."""
         while not self._left:
-            code, _ = await health.look("/ready")
-            self._set(SERVING if code == 200 else NOT_SERVING)
-            await asyncio.sleep(LOOK_SECONDS)
+            self._set(SERVING if await is_ready() else NOT_SERVING)
+            await asyncio.sleep(LOOK_SECONDS if self._status == SERVING else AGAIN_SECONDS)
 
     def leave(self) -> None:
         """The process stops: say so, and end what watches."""
@@ -84,6 +86,15 @@ class Health:
         statuses = {name: HealthCheckResponse(status=self._status) for name in self._services}
         found: bytes = HealthListResponse(statuses=statuses).SerializeToString()
         return found
+
+
+async def is_ready() -> bool:
+    try:
+        status, _ = await health.look("/ready")
+    except Exception:
+        logger.exception("the look at the health broke")
+        return False
+    return status == 200
 
 
 def written(status: int) -> bytes:
