@@ -467,6 +467,15 @@ def test_without_development_mode_everybody_needs_credentials(
     assert door("locks.get", key="a")["is_locked"] is False
 
 
+def test_a_peer_from_elsewhere_needs_credentials(door: GrpcDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (calls, execute):
+        monkeypatch.setattr(module, "peer_of", lambda context: "192.0.2.7")
+    forwarded = [("x-forwarded-for", "127.0.0.1")]
+    body = acquire("me").SerializeToString()
+    assert code(lambda: ask(door.channel, ACQUIRE, body, metadata=forwarded)) is StatusCode.UNAUTHENTICATED
+    assert Stream(door.channel, door.namespace).join() is StatusCode.UNAUTHENTICATED
+
+
 def test_who_is_refused_need_not_send_anything(served: Served, production: None) -> None:
     with connection(served, head(ACQUIRE.encode())) as found:  # and no message
         assert b"grpc-status\x0216" in heard(found, until_has=b"grpc-status\x02")
@@ -483,9 +492,9 @@ def test_a_key_calls_until_it_is_revoked(served: Served, lane: Lane, production:
     with pytest.raises(grpc.RpcError) as error:
         whoami(over, ("x-api-key", made["key"]), ("syros-namespace", "default"))
     assert error.value.code() is StatusCode.NOT_FOUND
+    stream = Stream(over, lane.namespace, made["key"])
+    assert stream.send(command("me")).result(5).status == 201
     settings.DEV = True
-    stream = Stream(over, lane.namespace)
-    stream.send(command("me")).result(5)
     lane("api_keys.revoke", key_id=made["id"])
     settings.DEV = False
 
@@ -497,8 +506,7 @@ def test_a_key_calls_until_it_is_revoked(served: Served, lane: Lane, production:
         return False
 
     until(is_out)
-    with contextlib.suppress(grpc.RpcError):
-        stream.send(command("me", "b")).result(5)  # the credentials of a stream are looked at again and again
+    stream.send(command("me", "b"))  # the credentials of a stream are looked at again and again
     assert stream.join() is StatusCode.UNAUTHENTICATED
     settings.DEV = True
     assert lane("locks.get", key="b")["is_locked"] is False
@@ -581,15 +589,18 @@ def test_a_message_must_arrive_in_time(
     assert door("locks.get", key="a")["is_locked"] is False
 
 
-def test_strangers_who_say_nothing_do_not_wait_for_ever(
+def test_strangers_are_listened_to_a_few_at_a_time_and_not_for_ever(
     served: Served, door: GrpcDoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "STRANGER_SECONDS", 0.3)
-    silent = head(b"/syros.v1.AuthService/Login")
+    monkeypatch.setattr(calls, "STRANGERS", 2)
+    monkeypatch.setattr(calls, "STRANGER_SECONDS", 0.5)
     with contextlib.ExitStack() as stack:
-        for _ in range(40):  # more than are listened to at a time
-            stack.enter_context(connection(served, silent))
-        assert check(door.channel, "") == health_pb2.HealthCheckResponse.SERVING
+        for _ in range(2):
+            stack.enter_context(connection(served, head(b"/syros.v1.AuthService/Login")))
+        until(lambda: any(each.locked() for each in list(calls.strangers.values())))
+        started = time.monotonic()
+        check(door.channel, "")
+        assert 0.2 < time.monotonic() - started < 5
 
 
 # -- floods ------------------------------------------------------------------------------------------------

@@ -69,16 +69,17 @@ class Batches(Grpc):
 class Stream:
     """An Execute stream: commands go out, each result comes to who asked for it."""
 
-    def __init__(self, over: grpc.Channel, namespace: str, **options: Any) -> None:
+    def __init__(self, over: grpc.Channel, namespace: str, api_key: str = "", **options: Any) -> None:
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Any]] = {}
         self._numbers = itertools.count(1)
         self.responses: list[Any] = []
+        metadata = [("syros-namespace", namespace), *([("x-api-key", api_key)] if api_key else [])]
         self.call = over.stream_stream(
             f"/{full('CoordinationService')}/Execute",
             request_serializer=lambda batch: batch.SerializeToString(),
             response_deserializer=messages()["CoordinationServiceExecuteResponse"].FromString,
-        )(iter(self._outgoing.get, None), metadata=[("syros-namespace", namespace)], **options)
+        )(iter(self._outgoing.get, None), metadata=metadata, **options)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
