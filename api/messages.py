@@ -129,10 +129,8 @@ class Messages:
         """
         if kind.full_name not in self._readers:
             converters: dict[int, Read] = {}
-            self._readers[kind.full_name] = compile_reader(
-                converters
-            )  # before the fields: types may be recursive
-            for each in kind.fields:
+            self._readers[kind.full_name] = compile_reader(converters)
+            for each in kind.fields:  # which may be of this type themselves
                 if convert := self._field_reader(each):
                     converters[each.number] = convert
         return self._readers[kind.full_name]

@@ -81,10 +81,10 @@ RESULT: Schema = {
 }
 EXECUTE = """Carry out commands in batches, as many at a time as you like.
 
-The commands of a batch are submitted together and share a commit; their results come as they are ready, not always
-together and not always in order: a lock that is waited for holds nobody up. End the stream on your side when you have
+The commands of a batch are submitted together, in their order, and share a commit; their results come as they are
+ready, not always together and not always in order: a lock that is waited for holds nobody up. End the stream on your side when you have
 sent all: what is under way is finished and answered. Break it off, and what waits leaves its queue.
-A stream has at most 1,000 commands under way; it is not read further until some of them are answered."""
+A stream is read no further while 1,000 of its commands are under way, those that wait included."""
 
 
 # -- the description ---------------------------------------------------------------------------------
@@ -99,6 +99,11 @@ class Field:
     repeated: bool = False
     comment: str = ""
     group: str = ""  # of the fields of which one is given
+
+    @property
+    def shape(self) -> tuple[str, str, bool]:
+        """What must be the same in two types of one name."""
+        return self.name, self.type, self.repeated
 
     @property
     def is_message(self) -> bool:
@@ -245,13 +250,10 @@ class Contract:
             return VALUE, False
         (only,) = options
         if "$ref" in only:
-            name = only["$ref"].rpartition("/")[2]
-            target = defs[name]
-            return (
-                (self._share(name, target, defs), False)
-                if "properties" in target
-                else self._kind(target, defs)
-            )
+            name, target = only["$ref"].rpartition("/")[2], resolve(only, defs)
+            if "properties" in target:
+                return self._share(name, target, defs), False
+            return self._kind(target, defs)
         if only.get("type") == "array":
             kind, repeated = self._kind(only.get("items", {}), defs)
             return (VALUE if repeated else kind), True
@@ -269,9 +271,7 @@ class Contract:
         known = next((each for each in self._types.messages if each.name == message), None)
         if known is None:
             self._types.messages.append(MessageType(message, schema.get("description", ""), fields))
-        elif [(f.name, f.type, f.repeated) for f in known.fields] != [
-            (f.name, f.type, f.repeated) for f in fields
-        ]:
+        elif [each.shape for each in known.fields] != [each.shape for each in fields]:
             raise ValueError(f"Two types that differ are called {message}: give one another name.")
         self._begun.discard(message)
         return full(message)
@@ -332,11 +332,8 @@ def remark(schema: Schema) -> str:
     """What a schema says beyond the type: the description, the words it takes, the limits, the default."""
     parts = [schema["description"]] if "description" in schema else []
     for option in variants(schema):
-        words = option.get("enum") or ([option["const"]] if "const" in option else [])
-        if words:
-            parts.append(
-                f"One of {', '.join(map(json.dumps, words))}." if len(words) > 1 else f"Only {words[0]}."
-            )
+        if words := option.get("enum") or ([option["const"]] if "const" in option else []):
+            parts.append(f"{'One of' if len(words) > 1 else 'Only'} {', '.join(map(json.dumps, words))}.")
         parts += limits(option)
     if schema.get("default") not in (None, "", [], {}):
         parts.append(f"Default: {json.dumps(schema['default'])}.")

@@ -1,6 +1,6 @@
 """How many locks a second over gRPC, in batches and one by one? And what of it is the server's CPU?
 
-Run as a program it is the load: `python -m bench.grpc KIND PORT API_KEY SECONDS SEED`, without Syros' own code.
+Run as a program it is the load: `python -m bench.grpc KIND PORT API_KEY SECONDS SEED`.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ CONNECTIONS = 8
 BATCH = 16  # commands
 BATCHES = 4  # under way on a connection
 CALLS = 64  # under way in all
-LOADS = 2  # processes that make it, as many as cores that the servers are measured on
+LOADS = 2  # processes that make it
 _seeds = itertools.count(1)
 Step = Callable[[aio.Channel, str], Awaitable[int]]
 

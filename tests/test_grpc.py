@@ -23,7 +23,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from api.grpc import calls, execute
+from api.grpc import calls, core, execute, server
 from api.grpc.server import Grpc
 from api.grpc.status import code_of
 from api.messages import messages
@@ -210,6 +210,17 @@ def test_who_watches_hears_that_the_process_stops(beside: Beside) -> None:
     assert list(states) == [health_pb2.HealthCheckResponse.NOT_SERVING]
 
 
+def test_who_watches_what_there_is_not_does_not_hold_the_end_up(beside: Beside) -> None:
+    port = beside()
+    watch = grpc.insecure_channel(f"127.0.0.1:{port}").unary_stream(
+        "/grpc.health.v1.Health/Watch", response_deserializer=health_pb2.HealthCheckResponse.FromString
+    )(health_pb2.HealthCheckRequest(service="no.Service").SerializeToString())
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    time.sleep(1)
+    assert beside.stop() < 5
+    assert list(watch) == []
+
+
 # -- refusals ------------------------------------------------------------------------------------------
 
 
@@ -300,9 +311,9 @@ def data(body: bytes, end: bool = True) -> bytes:
 
 
 @contextlib.contextmanager
-def connection(served: Served, *frames: bytes) -> Iterator[socket.socket]:
+def connection(served: Served, *frames: bytes, port: int = 0) -> Iterator[socket.socket]:
     """A connection over which HTTP/2 was begun, and these frames sent."""
-    with socket.create_connection(("127.0.0.1", served.grpc_port), 5) as found:
+    with socket.create_connection(("127.0.0.1", port or served.grpc_port), 5) as found:
         found.sendall(PREFACE + frame(4, 0, stream=0) + b"".join(frames))
         yield found
 
@@ -579,6 +590,21 @@ def test_a_lost_connection_leaves_the_queue(served: Served, door: GrpcDoor) -> N
     until(lambda: queue(door, "a") == [])
 
 
+def test_a_peer_that_answers_no_ping_leaves_the_queue(
+    served: Served, door: GrpcDoor, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    quick = dict.fromkeys(names, 1000)
+    monkeypatch.setattr(server, "OPTIONS", [(name, quick.get(name, value)) for name, value in server.OPTIONS])
+    port = beside()
+    door("locks.acquire", key="a", owner="alice")
+    body = acquire("bob", wait_seconds=60).SerializeToString()
+    begin = head(ACQUIRE.encode(), **{"syros-namespace": door.namespace.encode()})
+    with connection(served, begin, data(body, end=False), port=port):  # which says nothing more, and stays
+        until(lambda: queue(door, "a") == ["bob"])
+        until(lambda: queue(door, "a") == [], 10)
+
+
 def test_a_message_must_arrive_in_time(
     served: Served, door: GrpcDoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -624,6 +650,15 @@ def test_a_thousand_waiting_calls_hold_nobody_up_and_leave_together(served: Serv
         call.cancel()
     until(lambda: door("locks.get", key="a")["queue_length"] == 0, 30)
     crowd.close()
+
+
+def test_a_process_has_a_limit_for_calls(door: GrpcDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = waits(door)
+    monkeypatch.setattr(core, "CALLS", 1)
+    assert code(lambda: ask(door.channel, GET, b"")) is StatusCode.RESOURCE_EXHAUSTED
+    waiting.cancel()
+    monkeypatch.undo()
+    assert door("locks.acquire", key="b", owner="me").status == 201
 
 
 def test_connections_that_begin_and_break_off_leave_nothing(served: Served, door: GrpcDoor) -> None:
@@ -708,6 +743,14 @@ def test_a_batch_is_answered_command_by_command(stream: Stream, door: GrpcDoor) 
     assert [e.pointer for e in found["5"].error.errors] == ["/operation"]
     stream.end()
     assert stream.join() is StatusCode.OK
+
+
+def test_a_batch_is_carried_out_in_its_order(stream: Stream, door: GrpcDoor) -> None:
+    stream.send(*(command(f"o{n}", "a", f"{n}") for n in range(20))).result(5)
+    until(lambda: sum(len(response.results) for response in stream.responses) == 20)
+    results = [result for response in stream.responses for result in response.results]
+    assert [result.id for result in results if result.status == 201] == ["0"]
+    assert door("locks.get", key="a")["holders"][0]["owner"] == "o0"
 
 
 def test_a_batch_shares_its_commits(stream: Stream, served: Served) -> None:
@@ -897,6 +940,14 @@ def test_processes_share_a_port_and_one_that_goes_is_not_missed(beside: Beside, 
     assert {whoami(over).principal for over in clients} == {"developer"}
     beside.stop(0)
     assert {whoami(over).principal for over in clients} == {"developer"}
+
+
+def test_a_port_that_somebody_else_has_is_told(served: Served) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(OSError, match="Cannot listen"):
+            served.do(Grpc("127.0.0.1", other.getsockname()[1]).serve(asyncio.Event()))
 
 
 # -- TLS -------------------------------------------------------------------------------------------------------

@@ -78,6 +78,13 @@ def decoded(kind: type[Message], body: bytes) -> Any:
         raise Malformed(f"Not a {kind.DESCRIPTOR.full_name}, or one that nests too deep.") from None
 
 
+def check_size(operation: Operation, size: int) -> None:
+    """Raises: TooLarge."""
+    limit = operation.max_bytes
+    if size > limit:
+        raise TooLarge(f"The message is larger than {limit} bytes.", limit=limit)
+
+
 class Method:
     """One operation."""
 
@@ -132,9 +139,8 @@ class Method:
             peer = "" if requests.credential(headers) else peer_of(context)
             call = await requests.call_of(headers, identity, peer)
             body = await receive(context, REQUEST_SECONDS)
-        call.size, limit = len(body), self._operation.max_bytes
-        if call.size > limit:
-            raise TooLarge(f"The message is larger than {limit} bytes.", limit=limit)
+        call.size = len(body)
+        check_size(self._operation, call.size)
         return call, self._operation.parse(self._read(decoded(self._request, body)))
 
     def _reply(self, value: Any) -> bytes:

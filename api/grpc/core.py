@@ -8,12 +8,21 @@ which answers them unread. All this is grpcio's inside: tests/test_grpc.py says 
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import grpc
 from grpc import aio
 from grpc._cython import cygrpc
+
+
+def is_of_interest(record: logging.LogRecord) -> bool:
+    """A peer that went away just when it was written to is no error."""
+    return not (record.exc_info and isinstance(record.exc_info[1], cygrpc.ExecuteBatchError))
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(is_of_interest)
 
 CALLS = 10_000  # of all peers under way; more are told to come again
 

@@ -9,12 +9,12 @@ from grpc import aio
 from grpc.aio import ServicerContext as Context
 
 from api import requests
-from api.grpc.calls import as_syros_error, decoded, headers_of, peer_of
+from api.grpc.calls import as_syros_error, check_size, decoded, headers_of, peer_of
 from api.grpc.status import refuse
 from api.messages import Messages, Values, add_unknown, plain
 from api.proto import field_of, is_command
 from api.requests import Headers
-from core.callers import Caller, identify
+from core.callers import Call, Caller, identify
 from core.errors import Invalid, NotFound, SyrosError, TooLarge, Unavailable
 from core.operations import Operation, Outcome
 from core.runtime import runtime
@@ -115,6 +115,8 @@ class Execution:
         if self._reading.cancelled():
             return Unavailable("This process is stopping.")
         error = self._reading.exception()
+        if isinstance(error, aio.BaseError):
+            return None  # the peer is gone
         return as_syros_error(error, "Execute", self._identity) if isinstance(error, Exception) else None
 
     # -- in ------------------------------------------------------------------------------------------
@@ -127,7 +129,7 @@ class Execution:
             if len(batch) > COMMANDS:
                 raise TooLarge(f"A batch has at most {COMMANDS} commands.", limit=COMMANDS)
             for command in batch:
-                self._start(command, caller)
+                await self._start(command, caller)
             del batch, body
             await self._room()
 
@@ -142,39 +144,36 @@ class Execution:
             self._freed.clear()
             await self._freed.wait()
 
-    def _start(self, command: Any, caller: Caller) -> None:
-        """Begin a command. Nothing of the message is kept: one that waits would keep the whole batch."""
+    async def _start(self, command: Any, caller: Caller) -> None:
+        """Begin a command, in its turn. Nothing of the message is kept: one that waits would keep the whole batch."""
         number, size = command.id, command.ByteSize()
         try:
             if self._commands.under_way >= PROCESS_COMMANDS:
                 raise Unavailable("Too many commands are under way.")
             name, values = self._commands.read(command)
+            call = await requests.call_by(caller, self._headers_of(command), self._identity)
         except SyrosError as error:
             self._results.append(self._commands.refused(number, error, self._identity))
             self._changed.set()
             return
-        headers = Headers(
-            namespace=command.namespace or self._headers.namespace,
-            idempotency_key=command.idempotency_key,
-            traceparent=self._headers.traceparent,
-        )
-        task = self._loop.create_task(self._carry(number, name, values, headers, caller, size))
+        call.size = size
+        task = self._loop.create_task(self._carry(number, name, values, call))
         self._tasks.add(task)
         self._bytes += size
         self._commands.under_way += 1
         task.add_done_callback(partial(self._done, size))
 
-    async def _carry(
-        self, number: str, name: str, values: Values, headers: Headers, caller: Caller, size: int
-    ) -> bytes:
+    def _headers_of(self, command: Any) -> Headers:
+        return Headers(
+            namespace=command.namespace or self._headers.namespace,
+            idempotency_key=command.idempotency_key,
+            traceparent=self._headers.traceparent,
+        )
+
+    async def _carry(self, number: str, name: str, values: Values, call: Call) -> bytes:
         operation = self._commands.operations[name]
         try:
-            if size > operation.max_bytes:
-                raise TooLarge(
-                    f"The command is larger than {operation.max_bytes} bytes.", limit=operation.max_bytes
-                )
-            call = await requests.call_by(caller, headers, self._identity)
-            call.size = size
+            check_size(operation, call.size)
             outcome = await runtime.run(operation, call, operation.parse(values))
             return self._commands.answered(number, name, outcome)
         except Exception as error:

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from typing import Any
 
+from google.protobuf.message import Message
 from grpc import StatusCode
 from grpc.aio import ServicerContext as Context
 from grpc_health.v1.health_pb2 import (
@@ -30,62 +32,64 @@ class Health:
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = {"", *services}
-        self._status = NOT_SERVING
-        self._changed = asyncio.Event()
+        self._status: int = NOT_SERVING
+        self._said = asyncio.Event()
         self._left = False
 
     async def follow(self) -> None:
         """Look again and again whether this process can do its work."""
-        while not self._left:
-            self._set(SERVING if await is_ready() else NOT_SERVING)
+        while True:
+            self._say(SERVING if await is_ready() else NOT_SERVING)
             await asyncio.sleep(LOOK_SECONDS if self._status == SERVING else AGAIN_SECONDS)
 
     def leave(self) -> None:
         """The process stops: say so, and end what watches."""
         self._left = True
-        self._set(NOT_SERVING)
+        self._say(NOT_SERVING)
 
-    def _set(self, status: HealthCheckResponse.ServingStatus) -> None:
-        if status != self._status:
-            self._status = NOT_SERVING if self._left else status
-            self._changed.set()
-            self._changed = asyncio.Event()
+    def _say(self, status: int) -> None:
+        self._status = status
+        self._said.set()
+        self._said = asyncio.Event()
 
     # -- the methods ---------------------------------------------------------------------------------
 
     async def check(self, _: object, context: Context) -> bytes:
-        try:
-            service = decoded(HealthCheckRequest, await receive_from_stranger(context)).service
-        except SyrosError as error:
-            refuse(context, error, "")
+        if (request := await asked(HealthCheckRequest, context)) is None:
             return b""
-        if service not in self._services:
+        if request.service not in self._services:
             context.set_code(StatusCode.NOT_FOUND)
         return written(self._status)
 
     async def watch(self, _: object, context: Context) -> None:
         """Say the status and each change of it. What is unknown is said so, and not an error."""
-        try:
-            service = decoded(HealthCheckRequest, await receive_from_stranger(context)).service
-        except SyrosError as error:
-            refuse(context, error, "")
+        if (request := await asked(HealthCheckRequest, context)) is None:
             return
+        last = None
         while True:
-            changed, status = self._changed, self._status if service in self._services else UNKNOWN
-            await context.write(written(status))
+            said, status = self._said, self._status if request.service in self._services else UNKNOWN
+            if status != last:
+                await context.write(written(status))
+                last = status
             if self._left:
                 return
-            await changed.wait()
+            await said.wait()
 
     async def list(self, _: object, context: Context) -> bytes:
-        try:
-            decoded(HealthListRequest, await receive_from_stranger(context))
-        except SyrosError as error:
-            refuse(context, error, "")
+        if await asked(HealthListRequest, context) is None:
             return b""
         statuses = {name: HealthCheckResponse(status=self._status) for name in self._services}
         found: bytes = HealthListResponse(statuses=statuses).SerializeToString()
         return found
+
+
+async def asked(kind: type[Message], context: Context) -> Any:
+    """What the peer asks; None, if it does not, and the call is refused."""
+    try:
+        return decoded(kind, await receive_from_stranger(context))
+    except SyrosError as error:
+        refuse(context, error, "")
+        return None
 
 
 async def is_ready() -> bool:

@@ -31,6 +31,7 @@ OPTIONS: list[tuple[str, Any]] = [
     # Who does not answer a ping is gone, and its place in every queue with it.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 3),
@@ -49,7 +50,7 @@ class Grpc:
     async def serve(self, stopping: asyncio.Event) -> None:
         """Serve until that is set; then refuse new calls, let those under way end, and return.
 
-        Raises: RuntimeError, when the port cannot be had.
+        Raises: OSError, when the port or a certificate cannot be had.
         """
         commands, health = Commands(contract().operations, messages()), Health(contract().services)
         server = Server(OPTIONS, dict(methods(commands, health)))
@@ -64,10 +65,10 @@ class Grpc:
 
     def _listen(self, server: Server) -> None:
         address = self._address.encode()
-        if settings.GRPC_TLS_CERT:
-            server.add_secure_port(address, credentials())
-        else:
-            server.add_insecure_port(address)
+        secure = bool(settings.GRPC_TLS_CERT)
+        port = server.add_secure_port(address, credentials()) if secure else server.add_insecure_port(address)
+        if not port:
+            raise OSError(f"Cannot listen on {self._address} for gRPC.")
 
 
 def credentials() -> grpc.ServerCredentials:
