@@ -82,8 +82,8 @@ RESULT: Schema = {
 EXECUTE = """Carry out commands in batches, as many at a time as you like.
 
 The commands of a batch are submitted together, in their order, and share a commit; their results come as they are
-ready, not always together and not always in order: a lock that is waited for holds nobody up. End the stream on your side when you have
-sent all: what is under way is finished and answered. Break it off, and what waits leaves its queue.
+ready, not always together and not always in order: a lock that is waited for holds nobody up. End the stream on your
+side when you have sent all: what is under way is finished and answered. Break it off, and what waits leaves its queue.
 A stream is read no further while 1,000 of its commands are under way, those that wait included."""
 
 
