@@ -3,6 +3,7 @@
 import itertools
 import queue
 import threading
+import weakref
 from concurrent.futures import Future
 from typing import Any
 
@@ -51,6 +52,7 @@ class Batches(Grpc):
     def __init__(self, served: Served, namespace: str) -> None:
         super().__init__(served, namespace)
         self._stream = Stream(self.channel, namespace)
+        weakref.finalize(self, self._stream.end)
 
     def carry(self, operation: Operation, params: dict[str, Any], about: dict[str, str]) -> Answer:
         if not is_command(operation):
