@@ -38,13 +38,18 @@ class Commands:
         self._write_problem = known.writer(known["Problem"].DESCRIPTOR)
         self.streams: set[Execution] = set()
         self.under_way = 0
+        self._left = False
 
     async def execute(self, _: object, context: Context) -> None:
         """Serve one stream."""
-        await Execution(self, context).run()
+        stream = Execution(self, context)
+        if self._left:
+            stream.leave()
+        await stream.run()
 
     def leave(self) -> None:
         """The process stops: read no further, but answer what is under way."""
+        self._left = True
         for stream in self.streams:
             stream.leave()
 
@@ -125,13 +130,16 @@ class Execution:
         await self._caller()
         while (body := await self._context.read()) is not aio.EOF:
             caller = await self._caller()  # each time: a key may have been revoked since
-            batch = decoded(self._commands.request, body).commands
-            if len(batch) > COMMANDS:
-                raise TooLarge(f"A batch has at most {COMMANDS} commands.", limit=COMMANDS)
-            for command in batch:
-                await self._start(command, caller)
-            del batch, body
+            await self._begin(body, caller)
+            del body  # nothing of a batch is kept: a command that waits would keep all of it
             await self._room()
+
+    async def _begin(self, body: bytes, caller: Caller) -> None:
+        batch = decoded(self._commands.request, body).commands
+        if len(batch) > COMMANDS:
+            raise TooLarge(f"A batch has at most {COMMANDS} commands.", limit=COMMANDS)
+        for command in batch:
+            await self._start(command, caller)
 
     async def _caller(self) -> Caller:
         found = requests.credential(self._headers)
@@ -145,7 +153,7 @@ class Execution:
             await self._freed.wait()
 
     async def _start(self, command: Any, caller: Caller) -> None:
-        """Begin a command, in its turn. Nothing of the message is kept: one that waits would keep the whole batch."""
+        """Begin a command, in its turn."""
         number, size = command.id, command.ByteSize()
         try:
             if self._commands.under_way >= PROCESS_COMMANDS:
