@@ -16,12 +16,14 @@ test: .venv/tests ## the whole suite, against real PostgreSQL and Valkey
 test-long: .venv/tests ## the long histories: more of the same races and faults
 	$(BIN)/pytest -n auto -m long $(ARGS)
 
-check: .venv/tests ## lint, types, who imports whom, missing migrations, the OpenAPI document
+check: .venv/tests ## lint, types, who imports whom, missing migrations, the published documents, the .proto files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
+	$(BIN)/python manage.py make_contracts --check
+	$(BIN)/buf lint
 	$(BIN)/python manage.py spectacular --validate --fail-on-warn --file /dev/null
 
 fmt: .venv/tests ## format and mend what a machine can mend

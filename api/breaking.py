@@ -4,6 +4,7 @@ Parameters only widen: what was taken stays taken. Answers only grow: what was t
 answer's enumeration are no break; clients are told to expect them.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -149,3 +150,27 @@ def in_sdl(old: str, new: str) -> Iterator[str]:
     """What breaks between two versions of a GraphQL schema."""
     for change in find_breaking_changes(build_schema(old), build_schema(new)):
         yield change.description
+
+
+def in_proto(old: str, new: str) -> Iterator[str]:
+    """What breaks between two versions of a .proto file of ours: a field, its type or its number."""
+    had, has = members(old), members(new)
+    for name, what in had.items():
+        if name not in has:
+            yield f"{name}: is gone"
+        elif has[name] != what:
+            yield f"{name}: {has[name]} where {what} is expected"
+
+
+def members(text: str) -> dict[str, str]:
+    """`Message.field: "repeated string = 3"` and `Service.Method: "(…) returns (…)"` of a .proto file."""
+    found: dict[str, str] = {}
+    holder = ""
+    for line in text.splitlines():
+        if start := re.match(r"(?:message|service) (\w+) \{", line):
+            holder = start[1]
+        elif method := re.match(r"  rpc (\w+)(.*);", line):
+            found[f"{holder}.{method[1]}"] = method[2]
+        elif member := re.match(r"\s+([\w. ]+) (\w+) = (\d+);", line):
+            found[f"{holder}.{member[2]}"] = f"{member[1]} = {member[3]}"
+    return found

@@ -4,10 +4,15 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from api import breaking, graphql, openapi, operations
+from api import breaking, graphql, openapi, operations, proto
 
 Documents = dict[str, str]  # path in the repository: text
-SOURCES: list[Callable[[], Documents]] = [openapi.documents, operations.documents, graphql.documents]
+SOURCES: list[Callable[[], Documents]] = [
+    openapi.documents,
+    operations.documents,
+    graphql.documents,
+    proto.documents,
+]
 
 
 def documents() -> Documents:
@@ -30,3 +35,5 @@ def broken(path: str, old: str, new: str) -> Iterator[str]:
         yield from breaking.in_openapi(json.loads(old), json.loads(new))
     elif path.endswith(".graphql"):
         yield from breaking.in_sdl(old, new)
+    elif path.endswith(".proto"):
+        yield from breaking.in_proto(old, new)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import urandom
+from random import getrandbits
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -58,7 +58,7 @@ NAMES = {
 def request_id(headers: Headers) -> str:
     """The request's id: the client's if it is printable, else a new one."""
     given = headers.request_id
-    return given if given and _PRINTABLE.fullmatch(given) else urandom(8).hex()
+    return given if given and _PRINTABLE.fullmatch(given) else f"{getrandbits(64):016x}"
 
 
 def credential(headers: Headers) -> str | None:

@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from types import ModuleType
 
-from bench import engine, events, graphql, handoff, latency, locks, memory, report
+from bench import engine, events, graphql, grpc, handoff, latency, locks, memory, report
 from bench.load import has_wrk
 from bench.servers import ROOT
 
@@ -19,6 +19,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "locks": locks,
     "events": events,
     "graphql": graphql,
+    "grpc": grpc,
     "memory": memory,
 }
 

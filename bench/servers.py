@@ -122,6 +122,7 @@ class Syros(Server):
         number = 2 if beside else 1
         super().__init__(home / f"syros-{number}.log")
         self.var, self._beside = home / "syros", beside
+        self.grpc_port = free_port()
         self.api_key: str = beside.api_key if beside else ""
 
     @property
@@ -142,6 +143,8 @@ class Syros(Server):
             "CONFIG_FILE": str(self.var / "no-config.toml"),
             "SERVER_HOST": "127.0.0.1",
             "REST_PORT": str(self.port),
+            "GRPC_PORT": str(self.grpc_port),
+            "WS_PORT": "0",  # what it answers, the other port does too
         }
 
     def ready(self) -> str:

@@ -17,6 +17,7 @@ from syros_project.wsgi import application as django  # sets Django up, which th
 from api.gate import Gate
 from api.graphql.http import Http as GraphQL
 from api.graphql.socket import Socket as GraphQLSocket
+from api.grpc.server import Grpc
 from api.lane import Lane
 from core.serving import Door, Web
 
@@ -38,4 +39,6 @@ def doors(listeners: list[socket.socket], host: str, grpc_port: int) -> list[Doo
     Parameters: the sockets of HTTP and WebSocket, which listen already; where gRPC opens its own (port 0: not).
     """
     found: list[Door] = [Web(application, listeners)] if listeners else []
+    if grpc_port:
+        found.append(Grpc(host, grpc_port))
     return found

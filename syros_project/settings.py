@@ -76,6 +76,11 @@ SERVER_HOST = env("SERVER_HOST", "0.0.0.0", "server.host")
 REST_PORT = envint("REST_PORT", 8080, "server.port")
 GRPC_PORT = envint("GRPC_PORT", 9090, "server.grpc_port")
 WS_PORT = envint("WS_PORT", 8081, "server.websocket_port")
+# Files in PEM: gRPC speaks TLS where there is a certificate, and where there is an authority for clients, only with
+# those that have a certificate of it.
+GRPC_TLS_CERT = env("GRPC_TLS_CERT")
+GRPC_TLS_KEY = env("GRPC_TLS_KEY")
+GRPC_TLS_CLIENT_CA = env("GRPC_TLS_CLIENT_CA")
 LOG_LEVEL = env("LOG_LEVEL", "info", "logging.level")
 LOG_FORMAT = env("LOG_FORMAT", "json", "logging.format")
 # Empty: `manage.py serve` starts its own, under VAR.

@@ -74,6 +74,8 @@ def pointers(refused: Refused) -> set[str]:
     ],
 )  # fmt: skip
 def test_every_bad_field_is_named(call: Door, operation: str, params: dict[str, Any], bad: set[str]) -> None:
+    if params.get("events") == [] and not call.has_empty_lists:
+        bad = {"/event_type", "/data"}  # protobuf cannot tell an empty list from none
     with pytest.raises(Refused) as refused:
         call(operation, **params)
     assert refused.value.status == 422

@@ -197,6 +197,7 @@ class Place:
 
     folder: Path
     port: int
+    grpc_port: int = 0
 
 
 def run(text: str, place: Place) -> Iterator[str]:
@@ -205,6 +206,7 @@ def run(text: str, place: Place) -> Iterator[str]:
     script = [SHELL]
     for number, step in enumerate(todo):
         body = step.block.text.replace("localhost:8080", f"localhost:{place.port}")
+        body = body.replace("localhost:9090", f"localhost:{place.grpc_port}")
         script.append(f"step={number}\n{{\n{body}}} > {number}.out 2> {number}.err")
     shell = subprocess.run(
         ["bash", "-c", "\n".join([*script, "wait", "touch done"])], cwd=place.folder, timeout=120, check=False,
@@ -283,21 +285,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """What a reader has after `make serve`: a server in development mode, `var`, and the checkout's commands."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / ".venv").symlink_to(sys.prefix)
-    (folder / "manage.py").symlink_to(ROOT / "manage.py")
+    for name in ("manage.py", "proto"):
+        (folder / name).symlink_to(ROOT / name)
     install(folder / "bin" / "syros")
+    grpc_port = free_port()
     url = database(f"syros_docs_{WORKER}")
     kept = {name: value for name, value in os.environ.items() if name != "JWT_SECRET"}
     with serving.listen("127.0.0.1", 0) as listener, (folder / "serve.log").open("wb") as log:
         port = listener.getsockname()[1]
         command = ["manage.py", "serve", "--fd", str(listener.fileno()), "--port", str(port)]
-        command += ["--grpc-port", str(free_port())]
+        command += ["--grpc-port", str(grpc_port)]
         server = subprocess.Popen(
             [sys.executable, *command], cwd=folder, pass_fds=[listener.fileno()], stdout=log, stderr=log,
             env={**kept, "DATABASE_URL": url, "SYROS_DEV": "1", "SYROS_VAR": str(folder / "var")},
         )  # fmt: skip
     try:
         assert is_ready(port), (folder / "serve.log").read_text()
-        yield Place(folder, port)
+        yield Place(folder, port, grpc_port)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(40)

@@ -2,6 +2,7 @@
 
 from tests.doors.base import Answer, Django, Door, Lane, Python, Refused, Served, free_port
 from tests.doors.graphql import GraphQL
+from tests.doors.grpc import Batches, Grpc
 
-DOORS = {door.name: door for door in (Python, Django, Lane, GraphQL)}
+DOORS = {door.name: door for door in (Python, Django, Lane, GraphQL, Grpc, Batches)}
 __all__ = ["DOORS", "Answer", "Django", "Door", "GraphQL", "Lane", "Python", "Refused", "Served", "free_port"]

@@ -91,6 +91,7 @@ class Door:
 
     name = ""
     can_wait = True
+    has_empty_lists = True
 
     def __init__(self, served: Served, namespace: str) -> None:
         self.served, self.namespace = served, namespace

@@ -156,3 +156,32 @@ def test_a_graphql_schema() -> None:
     old, new = "type Query { a: String, b: Int! }", "type Query { b: Int! }"
     assert list(breaking.in_sdl(old, old)) == []
     assert list(breaking.in_sdl(old, new)) == ["Query.a was removed."]
+
+
+PROTO = """service S {
+  rpc Get(A) returns (B);
+}
+
+message A {
+  // a comment = 7;
+  optional int64 a = 1;
+  oneof more {
+    C c = 2;
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ("  optional int64 a = 1;", "  reserved 1;", "A.a: is gone"),
+        ("int64 a = 1", "double a = 1", "A.a: optional double = 1 where optional int64 = 1 is expected"),
+        ("C c = 2", "C c = 3", "A.c: C = 3 where C = 2 is expected"),
+        ("(B)", "(stream B)", "S.Get: (A) returns (stream B) where (A) returns (B) is expected"),
+    ],
+)
+def test_a_proto_file(was: str, now: str, said: str) -> None:
+    assert list(breaking.in_proto(PROTO, PROTO)) == []
+    assert list(breaking.in_proto(PROTO, PROTO.replace("C c = 2;", "C c = 2;\n    D d = 3;"))) == []
+    assert list(breaking.in_proto(PROTO, PROTO.replace(was, now))) == [said]

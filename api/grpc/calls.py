@@ -1,0 +1,161 @@
+"""Operations as gRPC methods: one message in, one message or a stream of them out."""
+
+import asyncio
+import logging
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+from weakref import WeakValueDictionary
+
+from google.protobuf.message import DecodeError, Message
+from grpc import aio
+from grpc.aio import ServicerContext as Context
+
+from api import requests
+from api.grpc.status import refuse
+from api.messages import messages
+from api.requests import NAMES, Headers
+from core.callers import ANONYMOUS, Call
+from core.errors import Internal, Malformed, SyrosError, TooLarge
+from core.operations import Operation, Outcome
+from core.runtime import runtime
+
+logger = logging.getLogger("syros.grpc")
+
+REQUEST_SECONDS = 60.0  # for a message to arrive whole
+STRANGER_SECONDS = 10.0  # the same, for a caller who need not say who it is
+# How many of these are listened to at a time, of one address: each may send as much as the largest message takes.
+STRANGERS = 32
+strangers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+_READ = NAMES.keys() - {"host", "origin"}
+
+
+def headers_of(context: Context) -> Headers:
+    """What the metadata says. A browser cannot speak gRPC, so there is no Host or Origin to be careful about."""
+    headers = Headers(host="localhost")
+    for name, value in context.invocation_metadata() or ():
+        if name in _READ and isinstance(value, str):
+            setattr(headers, NAMES[name], value)
+    return headers
+
+
+def peer_of(context: Context) -> str:
+    return address(context.peer())
+
+
+@lru_cache(maxsize=1024)
+def address(peer: str) -> str:
+    """The address in `ipv4:127.0.0.1:50000` or `ipv6:%5B::1%5D:50000`."""
+    kind, _, rest = unquote(peer).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if kind in {"ipv4", "ipv6"} else ""
+
+
+async def receive(context: Context, seconds: float) -> bytes:
+    """The message of a call that has one.
+
+    Raises: Malformed, when it does not come.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            body = await context.read()
+    except TimeoutError:
+        raise Malformed(f"No message came within {seconds:.0f} seconds.") from None
+    if body is aio.EOF:
+        raise Malformed("The call has no message.")
+    found: bytes = body
+    return found
+
+
+async def receive_from_stranger(context: Context) -> bytes:
+    async with strangers.setdefault(peer_of(context), asyncio.Semaphore(STRANGERS)):
+        return await receive(context, STRANGER_SECONDS)
+
+
+def decoded(kind: type[Message], body: bytes) -> Any:
+    try:
+        return kind.FromString(body)
+    except DecodeError:
+        raise Malformed(f"Not a {kind.DESCRIPTOR.full_name}, or one that nests too deep.") from None
+
+
+def check_size(operation: Operation, size: int) -> None:
+    """Raises: TooLarge."""
+    limit = operation.max_bytes
+    if size > limit:
+        raise TooLarge(f"The message is larger than {limit} bytes.", limit=limit)
+
+
+class Method:
+    """One operation."""
+
+    def __init__(self, operation: Operation) -> None:
+        known = messages()
+        self._operation = operation
+        self._request, self._response = known.request(operation), known.response(operation)
+        self._read, self._write = known.reader(self._request.DESCRIPTOR), known.answer_writer(operation)
+
+    async def answer(self, _: object, context: Context) -> bytes:
+        """Carry the operation out once."""
+        headers = headers_of(context)
+        identity = requests.request_id(headers)
+        try:
+            call, params = await self._asked(context, headers, identity)
+            outcome = await runtime.run(self._operation, call, params)
+            reply = self._reply(outcome.value)
+            context.set_trailing_metadata(told(outcome, identity))
+            return reply
+        except aio.BaseError:
+            raise  # the peer is gone
+        except Exception as error:
+            refuse(context, as_syros_error(error, self._operation.name, identity), identity)
+            return b""
+
+    async def stream(self, _: object, context: Context) -> None:
+        """Give what the operation gives, as fast as the peer takes it."""
+        headers = headers_of(context)
+        identity = requests.request_id(headers)
+        try:
+            call, params = await self._asked(context, headers, identity)
+            items: Any = runtime.stream(self._operation, call, params)
+            try:
+                async for item in items:
+                    await context.write(self._reply(item))
+            finally:
+                await items.aclose()
+        except aio.BaseError:
+            raise
+        except Exception as error:
+            refuse(context, as_syros_error(error, self._operation.name, identity), identity)
+
+    async def _asked(self, context: Context, headers: Headers, identity: str) -> tuple[Call, dict[str, Any]]:
+        """Who calls, and with which parameters. Nothing is read for a caller who must say who it is and does not.
+
+        Raises: what core.callers and api.requests raise; Malformed, TooLarge, Invalid.
+        """
+        if self._operation.anonymous:
+            call = await requests.call_by(ANONYMOUS, headers, identity)
+            body = await receive_from_stranger(context)
+        else:
+            peer = "" if requests.credential(headers) else peer_of(context)
+            call = await requests.call_of(headers, identity, peer)
+            body = await receive(context, REQUEST_SECONDS)
+        call.size = len(body)
+        check_size(self._operation, call.size)
+        return call, self._operation.parse(self._read(decoded(self._request, body)))
+
+    def _reply(self, value: Any) -> bytes:
+        return self._response(**self._write(value)).SerializeToString()
+
+
+def told(outcome: Outcome, identity: str) -> tuple[tuple[str, str], ...]:
+    """What is said beside an answer."""
+    found = (("syros-status", str(outcome.status)), ("x-request-id", identity))
+    return (*found, ("idempotency-replayed", "true")) if outcome.replayed else found
+
+
+def as_syros_error(error: Exception, name: str, identity: str) -> SyrosError:
+    """The error itself, or what is said in the place of one that nobody foresaw."""
+    if isinstance(error, SyrosError):
+        return error
+    logger.error("%s broke", name, exc_info=error, extra={"request_id": identity})
+    return Internal()

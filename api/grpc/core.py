@@ -1,0 +1,67 @@
+"""grpc.aio's server, without the loop that takes its calls.
+
+That loop decodes the path of a call before anything else, and ends for good where it is no UTF-8: one peer could end
+the service of all. And it waits for all methods at once, which costs every call more, the more methods there are. Here
+the calls of each method are taken by a task of its own, which knows the path; those of unknown methods by one more,
+which answers them unread. All this is grpcio's inside: tests/test_grpc.py says whether it still is so.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from grpc import aio
+from grpc._cython import cygrpc
+
+
+def is_of_interest(record: logging.LogRecord) -> bool:
+    """A peer that went away just when it was written to is no error."""
+    return not (record.exc_info and isinstance(record.exc_info[1], cygrpc.ExecuteBatchError))
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(is_of_interest)
+
+CALLS = 10_000  # of all peers under way; more are told to come again
+
+
+class Server(cygrpc.AioServer):
+    """Serves methods by their paths (`/package.Service/Method`)."""
+
+    def __init__(self, options: list[tuple[str, Any]], methods: Mapping[str, grpc.RpcMethodHandler]) -> None:
+        super().__init__(asyncio.get_running_loop(), None, (), (), options, None)
+        self._methods = methods
+        self._calls: set[asyncio.Task[None]] = set()
+        self.add_registered_method_handlers(dict(methods))
+
+    def _make_request_call_future(self, path: bytes | None) -> "asyncio.Task[None]":
+        """Called by grpcio at the start, for each path and for all others, and again when what it was given failed."""
+        return asyncio.ensure_future(self._take(path.decode()) if path else self._refuse_unknown())
+
+    async def _take(self, path: str) -> None:
+        """Take the calls of a method until the server ends, which is an exception to grpcio."""
+        loop, key = asyncio.get_running_loop(), path.encode()
+        while True:
+            state = await self._request_registered_call(key)
+            work = cygrpc._handle_rpc(path, self, (), state, loop, len(self._calls) >= CALLS)
+            self._keep(loop.create_task(cygrpc._schedule_rpc_coro(work, state, loop, path)))
+
+    def resolve_handler(self, details: Any) -> grpc.RpcMethodHandler:
+        return self._methods[details.method]
+
+    async def _refuse_unknown(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            state = await self._request_call()
+            self._keep(loop.create_task(refuse(cygrpc._ServicerContext(state, None, None, loop))))
+
+    def _keep(self, task: "asyncio.Task[None]") -> None:
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+
+async def refuse(context: Any) -> None:
+    with contextlib.suppress(aio.BaseError):
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "There is no such method.")
