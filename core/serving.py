@@ -17,12 +17,11 @@ import uvicorn
 from core.embedded import end_with_parent
 from core.express import Connection
 from core.runtime import runtime
+from core.sockets import Socket
 
 logger = logging.getLogger("syros.serving")
 
 DRAIN_SECONDS = 20
-MAX_MESSAGE_BYTES = 16 << 20  # of a WebSocket's message: the largest body that an operation takes
-PING_SECONDS = 20.0  # who does not answer a ping in that time is gone
 
 
 class Server(uvicorn.Server):
@@ -75,10 +74,7 @@ def config(application: Any) -> uvicorn.Config:
         application,
         loop="uvloop",
         http=Connection,
-        ws="websockets-sansio",
-        ws_max_size=MAX_MESSAGE_BYTES,
-        ws_ping_interval=PING_SECONDS,
-        ws_ping_timeout=PING_SECONDS,
+        ws=Socket,
         ws_per_message_deflate=False,  # a window a connection: more memory than all the rest of it
         lifespan="off",
         access_log=False,
