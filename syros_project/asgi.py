@@ -13,12 +13,17 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syros_project.settings")
 
 from api.gate import Gate
 from api.lane import Lane
+from api.websocket import Socket
 from core.serving import Door, Web
 from syros_project.wsgi import application as django
 
 THREADS = 6  # each keeps a connection
 
-application = Gate(Lane(WSGIMiddleware(django, workers=THREADS)))  # type: ignore[arg-type]
+websocket = Socket.as_asgi()
+application = Gate(
+    Lane(WSGIMiddleware(django, workers=THREADS)),  # type: ignore[arg-type]
+    websocket={"/ws": websocket, "/": websocket},
+)
 
 
 def doors(listeners: list[socket.socket], host: str, grpc_port: int) -> list[Door]:
