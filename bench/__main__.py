@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from types import ModuleType
 
-from bench import engine, events, handoff, latency, locks, memory, report
+from bench import engine, events, handoff, latency, locks, memory, report, websocket
 from bench.load import has_wrk
 from bench.servers import ROOT
 
@@ -18,6 +18,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "engine": engine,
     "locks": locks,
     "events": events,
+    "websocket": websocket,
     "memory": memory,
 }
 
