@@ -76,9 +76,9 @@ class Socket(WebSocketsSansIOProtocol):
             return
         data, self._unread = self._unread[:SLICE_BYTES], self._unread[SLICE_BYTES:]
         super().data_received(data)
-        if self._unread:
+        if self._unread and not self.transport.is_closing():
             self.transport.pause_reading()
-            self.loop.call_soon(self._look_through)
+        self._go_on()
 
     def _is_held(self) -> bool:
         # Who does not read answers and pongs is not heard any further.
