@@ -1,13 +1,19 @@
-"""The few pages that are not operations: the front door and the codes of errors."""
+"""The few pages that are not operations: the front door, the codes of errors, the WebSocket's contract."""
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 
+from api.asyncapi import document
 from core.errors import SyrosError
 
 
 def home(request: HttpRequest) -> HttpResponse:
     return redirect("docs")
+
+
+def asyncapi(request: HttpRequest) -> HttpResponse:
+    """What goes over the WebSocket, as AsyncAPI."""
+    return JsonResponse(document())
 
 
 def errors(request: HttpRequest) -> HttpResponse:

@@ -33,6 +33,7 @@ def operation_urls() -> list[URLPattern]:
 urlpatterns = [
     path("", pages.home),
     path("api/v1/schema", SpectacularAPIView.as_view(), name="schema"),
+    path("api/v1/asyncapi", pages.asyncapi, name="asyncapi"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("api/docs/errors", pages.errors, name="errors"),
     *operation_urls(),

@@ -203,9 +203,7 @@ async def idle(syros: Syros) -> float:
 
     before, peers = resident(), deque[Peer]()
     while len(peers) < IDLE:
-        peers.extend(
-            await asyncio.gather(*(Peer.open(syros, check_answered) for _ in range(AT_ONCE)))
-        )
+        peers.extend(await asyncio.gather(*(Peer.open(syros, check_answered) for _ in range(AT_ONCE))))
     await asyncio.sleep(2)
     grown = resident() - before
     for peer in peers:
