@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -127,6 +128,9 @@ def begin_stop(stopping: asyncio.Event, workers: "Workers") -> None:
 
 
 def tune() -> None:
+    # Each connection is a file, and the usual limit of 1024 is one for programs that call select().
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # The engine's thread and the loop share the interpreter: switch ten times sooner than the default 5 ms,
     # so that neither waits long for the other.
     sys.setswitchinterval(0.0005)
