@@ -13,25 +13,48 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode
 
-from core.express import Lenient
-
 MAX_MESSAGE_BYTES = 16 << 20  # the largest body that an operation takes
 STRANGER_BYTES = 64 << 10  # the largest message of a peer that the application does not trust yet
 SLICE_BYTES = 8 << 10  # looked through at a time: 1,400 empty frames, which cost the most, are 20 ms
+TOGETHER_BYTES = 32 << 10  # written at a time
 PING_SECONDS = 20.0  # between pings, and for the answer to one: who does not answer is gone
 SLOW_SECONDS = 10.0  # in which a peer has to read something of what waits for it
 CLOSE_SECONDS = 3.0  # for a peer to read the last words and say good-bye
 TRUST = "syros.trust"
 
 
-class Mortal(Lenient):
-    """A transport that closes even if the peer never reads what is left to send."""
+class Outlet:
+    """A connection's transport, which sends together what is written in one turn of the loop, since each sending costs
+    as much as all that went before; takes what comes too late; and closes even if the peer does not read the rest."""
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(transport)
-        self._loop = loop
+        self._transport, self._loop = transport, loop
+        self._written: list[bytes] = []
+        self._size = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._written:
+            self._loop.call_soon(self._flush)
+        self._written.append(data)
+        self._size += len(data)
+        if self._size > TOGETHER_BYTES:  # the transport says when it is too much
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._written and not self._transport.is_closing():
+            self._transport.write(b"".join(self._written))
+        self._written.clear()
+        self._size = 0
+
+    def get_write_buffer_size(self) -> int:
+        found: int = self._transport.get_write_buffer_size()
+        return self._size + found
 
     def close(self) -> None:
+        self._flush()
         self._transport.close()
         if self._transport.get_write_buffer_size():
             self._loop.call_later(CLOSE_SECONDS, self._transport.abort)
@@ -49,7 +72,7 @@ class Socket(WebSocketsSansIOProtocol):
         self._is_slow = False
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(cast(Any, Mortal(transport, self.loop)))
+        super().connection_made(cast(Any, Outlet(transport, self.loop)))
 
     def shutdown(self) -> None:
         """The server stops. The application hears it as a disconnect, finishes what is under way, and closes."""
