@@ -7,7 +7,7 @@ bounded. The connection's own bounds are core.sockets'.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -51,7 +51,7 @@ CALL, WAIT, STREAM = "call", "wait", "stream"
 # Of the calls, these many may wait: the others end soon, so that the connection is read again.
 MOST = {CALL: CALLS, WAIT: 200, STREAM: 100}
 ENVELOPE_BYTES = 1024  # of a frame, around the parameters
-UNREAD_BYTES = 32 << 20  # of answers that a client lets lie
+HELD_BYTES = 32 << 20  # of calls under way, and of answers that a client lets lie
 FINISH_SECONDS = 10.0  # for what is under way when the process stops
 REVIEW_SECONDS = 0.5
 REVIEWED_AT_ONCE = 200  # credentials; checking the signatures of so many tokens takes some 15 ms
@@ -192,7 +192,7 @@ class Socket(AsyncConsumer):
 
     def __init__(self) -> None:
         self.under_way: dict[str, Work] = {}
-        self.counts = dict.fromkeys(MOST, 0)
+        self.counts, self.sizes = dict.fromkeys(MOST, 0), dict.fromkeys(MOST, 0)  # of what is under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # As Channels does it, less what would cost each of many idle sockets a task and a subscription in Valkey,
@@ -314,16 +314,23 @@ class Socket(AsyncConsumer):
         work = Work(ask, operation, operation.parse(ask.params), size, self._next_identity())
         if self.counts[work.kind] >= MOST[work.kind]:
             raise FULL[work.kind](limit=MOST[work.kind])
-        self.counts[work.kind] += 1
-        self.under_way[ask.id] = work
-        work.task = asyncio.get_running_loop().create_task(self._carry_out(work))
-        while self.counts[CALL] + self.counts[WAIT] >= CALLS:
+        self._start(work)
+        while self.counts[CALL] + self.counts[WAIT] >= CALLS or self.sizes[CALL] > HELD_BYTES:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
+
+    def _start(self, work: Work) -> None:
+        self.under_way[work.ask.id] = work
+        self.counts[work.kind] += 1
+        self.sizes[work.kind] += work.size
+        work.task = asyncio.get_running_loop().create_task(self._carry_out(work))
+        # Not at the end of the task itself: one that is cancelled at once never begins.
+        work.task.add_done_callback(lambda _: self._done(work))
 
     def _done(self, work: Work) -> None:
         del self.under_way[work.ask.id]
         self.counts[work.kind] -= 1
+        self.sizes[work.kind] -= work.size
         if self._room and not self._room.done():
             self._room.set_result(None)
 
@@ -338,15 +345,11 @@ class Socket(AsyncConsumer):
         await self._say(encode({"id": frame.id, word: True}))
 
     async def _carry_out(self, work: Work) -> None:
-        do = self._stream if work.operation.streams else self._run
-        try:
-            last = await self._last_frame(do, work)
-            await self._answer(last)
-        finally:
-            self._done(work)
+        await self._answer(await self._last_frame(work))
 
-    async def _last_frame(self, do: Callable[[Work, Call], Awaitable[bytes]], work: Work) -> bytes:
+    async def _last_frame(self, work: Work) -> bytes:
         """What there is to say in the end: an outcome or a problem."""
+        do = self._stream if work.kind == STREAM else self._run
         try:
             return await do(work, await self._call(work))
         except SyrosError as error:
@@ -401,7 +404,7 @@ class Socket(AsyncConsumer):
     # -- what is said --------------------------------------------------------------------------------
 
     async def _answer(self, frame: bytes) -> None:
-        if self._unread and self._unread + len(frame) > UNREAD_BYTES:
+        if self._unread and self._unread + len(frame) > HELD_BYTES:
             await self._give_up()
         self._unread += len(frame)
         try:
@@ -424,7 +427,7 @@ class Socket(AsyncConsumer):
         if self._is_closed:
             return
         self._is_closed = True
-        streams = [work for work in self.under_way.values() if work.operation.streams]
+        streams = [work for work in self.under_way.values() if work.kind == STREAM]
         with suppress(OSError):
             for work in streams:
                 error = SlowConsumer(position=work.position)
@@ -451,14 +454,11 @@ class Socket(AsyncConsumer):
 
     # -- what changes meanwhile ----------------------------------------------------------------------
 
-    async def reviewed(self, caller: Caller | None) -> None:
-        """The credential was looked at again: it is this caller's, or nobody's any more."""
-        if caller is None:
-            await self.close(UNAUTHENTICATED, Unauthenticated.code)
-            return
+    def review(self, caller: Caller) -> None:
+        """The credential was looked at again: is its caller still to hear what it follows?"""
         self.caller = caller
         for work in self.under_way.values():
-            if work.operation.streams:
+            if work.kind == STREAM:
                 try:
                     authorize(caller, work.operation, work.params)
                 except SyrosError as error:
@@ -478,6 +478,9 @@ class Sockets:
 
     def __iter__(self) -> Iterator[Socket]:
         return iter([socket for found in self._by_credential.values() for socket in found])
+
+    def of(self, credential: str) -> list[Socket]:
+        return list(self._by_credential.get(credential, ()))
 
     def add(self, socket: Socket) -> None:
         self._by_credential.setdefault(socket.credential, set()).add(socket)
@@ -504,9 +507,14 @@ class Sockets:
         for start in range(0, len(due), REVIEWED_AT_ONCE):
             some = due[start : start + REVIEWED_AT_ONCE]
             good = await review(some)
-            for credential in some:
-                for socket in list(self._by_credential.get(credential, ())):
-                    await socket.reviewed(good.get(credential))
+            for socket in [
+                each for credential in some if credential not in good for each in self.of(credential)
+            ]:
+                await socket.close(UNAUTHENTICATED, Unauthenticated.code)
+        for socket in self:
+            caller = verdicts.get(socket.credential) if socket.credential else None
+            if caller and caller is not socket.caller:
+                socket.review(caller)
 
     async def close(self, principal: str) -> None:
         found = [socket for socket in self if socket.caller and socket.caller.principal == principal]

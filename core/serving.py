@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import uvicorn
 
+from core import sockets
 from core.embedded import end_with_parent
 from core.express import Connection
 from core.runtime import runtime
-from core.sockets import Socket
 
 logger = logging.getLogger("syros.serving")
 
@@ -75,7 +75,7 @@ def config(application: Any) -> uvicorn.Config:
         application,
         loop="uvloop",
         http=Connection,
-        ws=Socket,
+        ws=sockets.Connection,
         ws_per_message_deflate=False,  # a window a connection: more memory than all the rest of it
         lifespan="off",
         access_log=False,

@@ -60,7 +60,7 @@ class Outlet:
             self._loop.call_later(CLOSE_SECONDS, self._transport.abort)
 
 
-class Socket(WebSocketsSansIOProtocol):
+class Connection(WebSocketsSansIOProtocol):
     """One connection, from its handshake on."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

@@ -135,7 +135,7 @@ def test_who_reads_slowly_but_reads_is_served(
 def test_answers_left_lying_are_too_many_at_some_point(
     served: Served, lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "UNREAD_BYTES", 4 << 20)
+    monkeypatch.setattr(websocket, "HELD_BYTES", 4 << 20)
     monkeypatch.setattr(sockets, "SLOW_SECONDS", 0.5)
     large(lane, 1)
     with Raw(served, {"Syros-Namespace": lane.namespace}, SMALL) as connection:
