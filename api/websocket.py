@@ -7,6 +7,7 @@ bounded. The connection's own bounds are core.sockets'.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ AUTH_SECONDS = 10.0  # for the first frame of a client that has not said who it 
 CALLS = 256  # under way on a connection; with so many, no further frame is read
 CALL, WAIT, STREAM = "call", "wait", "stream"
 # Of the calls, these many may wait: the others end soon, so that the connection is read again.
-MOST = {CALL: CALLS, WAIT: 200, STREAM: 100}
+MOST = {WAIT: 200, STREAM: 100}
 ENVELOPE_BYTES = 1024  # of a frame, around the parameters
 HELD_BYTES = 32 << 20  # of calls under way, and of answers that a client lets lie
 FINISH_SECONDS = 10.0  # for what is under way when the process stops
@@ -192,7 +193,7 @@ class Socket(AsyncConsumer):
 
     def __init__(self) -> None:
         self.under_way: dict[str, Work] = {}
-        self.counts, self.sizes = dict.fromkeys(MOST, 0), dict.fromkeys(MOST, 0)  # of what is under way
+        self.counts, self.sizes = Counter[str](), Counter[str]()  # of what is under way, by kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # As Channels does it, less what would cost each of many idle sockets a task and a subscription in Valkey,
@@ -312,7 +313,7 @@ class Socket(AsyncConsumer):
             limit = operation.max_bytes
             raise TooLarge(f"The parameters are larger than {limit} bytes.", limit=limit)
         work = Work(ask, operation, operation.parse(ask.params), size, self._next_identity())
-        if self.counts[work.kind] >= MOST[work.kind]:
+        if work.kind in MOST and self.counts[work.kind] >= MOST[work.kind]:
             raise FULL[work.kind](limit=MOST[work.kind])
         self._start(work)
         while self.counts[CALL] + self.counts[WAIT] >= CALLS or self.sizes[CALL] > HELD_BYTES:
