@@ -5,7 +5,6 @@ import json
 import time
 from typing import Any
 
-import httpx
 import pytest
 
 from api import websocket
@@ -14,6 +13,7 @@ from tests.doors import Lane, Served
 from tests.test_locks import queue, until
 from tests.websockets import SMALL, Raw, opened, text_frame
 
+LOCK = {"key": "a", "owner": "alice"}
 ASK = b'{"id":"1","op":"auth.whoami"}'
 
 
@@ -36,13 +36,13 @@ ASK = b'{"id":"1","op":"auth.whoami"}'
     ],
 )
 def test_what_is_no_message_closes_the_connection_with_the_right_code(
-    served: Served, data: bytes, code: int
+    served: Served, lane: Lane, data: bytes, code: int
 ) -> None:
     with Raw(served, {}) as connection, contextlib.suppress(ConnectionResetError, BrokenPipeError):
         connection.send(data)
         connection.until_closed()
         assert connection.code == code
-    assert httpx.get(f"http://127.0.0.1:{served.port}/ready", timeout=10).status_code == 200
+    assert lane("locks.acquire", **LOCK).status == 201
 
 
 def test_a_message_may_come_in_parts(served: Served) -> None:
