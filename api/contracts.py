@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from api import breaking, graphql, openapi, operations, proto
+from api import asyncapi, breaking, graphql, openapi, operations, proto
 
 Documents = dict[str, str]  # path in the repository: text
 SOURCES: list[Callable[[], Documents]] = [
@@ -12,6 +12,7 @@ SOURCES: list[Callable[[], Documents]] = [
     operations.documents,
     graphql.documents,
     proto.documents,
+    asyncapi.documents,
 ]
 
 

@@ -1,12 +1,13 @@
-"""The few pages that are not operations: the front door, the codes of errors, GraphiQL."""
+"""The few pages that are not operations: the front door, the codes of errors, the WebSocket's contract, GraphiQL."""
 
 from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_safe
 
+from api.asyncapi import document
 from core.callers import developer
 from core.errors import SyrosError
 
@@ -22,6 +23,11 @@ def home(request: HttpRequest) -> HttpResponse:
 
 def favicon(request: HttpRequest) -> HttpResponse:
     return HttpResponse(settings.FAVICON, content_type="image/svg+xml")
+
+
+def asyncapi(request: HttpRequest) -> HttpResponse:
+    """What goes over the WebSocket, as AsyncAPI."""
+    return JsonResponse(document())
 
 
 def errors(request: HttpRequest) -> HttpResponse:

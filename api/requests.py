@@ -112,10 +112,18 @@ def read_body(body: bytes, content_type: str) -> dict[str, Any]:
         return {}
     if not is_json(content_type):
         raise UnsupportedMediaType("Send Content-Type: application/json.")
-    if depth(body) > MAX_DEPTH:
-        raise Malformed(f"JSON nests deeper than {MAX_DEPTH}.")
+    return read_object(body)
+
+
+def read_object(text: bytes, deepest: int = MAX_DEPTH) -> dict[str, Any]:
+    """A JSON object that nests no deeper than this.
+
+    Raises: Malformed, Invalid.
+    """
+    if depth(text) > deepest:
+        raise Malformed(f"JSON nests deeper than {deepest}.")
     try:
-        found = orjson.loads(body)
+        found = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise Malformed(f"Not JSON: {error}") from None
     if not isinstance(found, dict):

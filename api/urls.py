@@ -34,6 +34,7 @@ urlpatterns = [
     path("", pages.home),
     path("favicon.ico", pages.favicon),
     path("api/v1/schema", SpectacularAPIView.as_view(), name="schema"),
+    path("api/v1/asyncapi", pages.asyncapi, name="asyncapi"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("api/docs/errors", pages.errors, name="errors"),
     re_path("^graphql/?$", pages.graphiql, name="graphiql"),

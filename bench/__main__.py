@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from types import ModuleType
 
-from bench import engine, events, graphql, grpc, handoff, latency, locks, memory, report
+from bench import engine, events, graphql, grpc, handoff, latency, locks, memory, report, websocket
 from bench.load import has_wrk
 from bench.servers import ROOT
 
@@ -20,6 +20,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "events": events,
     "graphql": graphql,
     "grpc": grpc,
+    "websocket": websocket,
     "memory": memory,
 }
 

@@ -1,7 +1,7 @@
 """Who calls, where, and whether they may."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
@@ -81,12 +81,12 @@ class Verdicts:
 
 
 verdicts = Verdicts()
-Authenticator = Callable[[str], Awaitable[Caller | None]]
+Authenticator = Callable[[Sequence[str]], Awaitable[dict[str, Caller]]]
 _authenticators: list[Authenticator] = []
 
 
 def authenticator(function: Authenticator) -> Authenticator:
-    """Register a way to tell who a credential belongs to; it answers None for what is not of its kind."""
+    """Register a way to tell whom credentials belong to; it answers for those of its kind that are good."""
     _authenticators.append(function)
     return function
 
@@ -101,11 +101,23 @@ async def identify(credential: str | None, *, peer: str, host: str, origin: str 
         return developer(peer, host, origin)
     if known := verdicts.get(credential):
         return known
-    for authenticate in _authenticators:
-        if caller := await authenticate(credential):
-            verdicts.put(credential, caller)
-            return caller
+    if found := (await review([credential])).get(credential):
+        return found
     raise Unauthenticated
+
+
+async def review(credentials: Sequence[str]) -> dict[str, Caller]:
+    """The callers behind those of the credentials that are good at this moment, whatever is remembered of them.
+
+    Raises: Unavailable.
+    """
+    found: dict[str, Caller] = {}
+    for authenticate in _authenticators:
+        if left := [credential for credential in credentials if credential not in found]:
+            found |= await authenticate(left)
+    for credential, caller in found.items():
+        verdicts.put(credential, caller)
+    return found
 
 
 ANONYMOUS = Caller("anonymous")

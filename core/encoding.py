@@ -14,8 +14,27 @@ def _default(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+class Shared(dict[str, Any]):
+    """An object that many are sent, each in an encoding of its own or, where the bytes are the same, in one that is
+    made once. Nobody changes it."""
+
+    __slots__ = ("_json",)
+
+    @property
+    def json(self) -> bytes:
+        try:
+            return self._json
+        except AttributeError:
+            self._json: bytes = _dumps(self)
+            return self._json
+
+
 def encode(value: Any) -> bytes:
     """The JSON of a value: dataclasses, datetimes (RFC 3339, UTC, `Z`), passed-through fragments."""
+    return value.json if type(value) is Shared else _dumps(value)
+
+
+def _dumps(value: Any) -> bytes:
     return orjson.dumps(value, default=_default, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
 
 

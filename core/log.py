@@ -8,7 +8,10 @@ from typing import Any
 from orjson import Fragment
 
 from core.database import rows
+from core.encoding import Shared
 from core.models import log_id, position_of
+
+SHARED_BYTES = 4096  # of a payload; a larger one is encoded for each who follows rather than kept once more
 
 COLUMNS = (
     "id, stream, version, type, event_id::text, data::text, metadata::text, actor, "
@@ -73,6 +76,7 @@ class Entry:
     causation_id: str | None = None
     position: int = 0
     recorded_at: Any = None  # a datetime once it is in the log
+    _shared: Shared | None = None
 
     def row(self, place: int) -> tuple[Any, ...]:
         """What `WRITE` takes: the entry as the place-th of those that come after the head of its log."""
@@ -95,6 +99,14 @@ class Entry:
             "causation_id": self.causation_id,
             "recorded_at": self.recorded_at,
         }
+
+    def shared(self) -> dict[str, Any]:
+        """The same, for the many who follow the log."""
+        if len(self.data) > SHARED_BYTES:
+            return self.public()
+        if self._shared is None:
+            self._shared = Shared(self.public())
+        return self._shared
 
 
 def entry(namespace: int, row: tuple[Any, ...]) -> Entry:

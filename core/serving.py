@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import uvicorn
 
+from core import sockets
 from core.embedded import end_with_parent
 from core.express import Connection
 from core.runtime import runtime
@@ -21,8 +23,6 @@ from core.runtime import runtime
 logger = logging.getLogger("syros.serving")
 
 DRAIN_SECONDS = 20
-MAX_MESSAGE_BYTES = 16 << 20  # of a WebSocket's message: the largest body that an operation takes
-PING_SECONDS = 20.0  # who does not answer a ping in that time is gone
 
 
 class Server(uvicorn.Server):
@@ -75,10 +75,7 @@ def config(application: Any) -> uvicorn.Config:
         application,
         loop="uvloop",
         http=Connection,
-        ws="websockets-sansio",
-        ws_max_size=MAX_MESSAGE_BYTES,
-        ws_ping_interval=PING_SECONDS,
-        ws_ping_timeout=PING_SECONDS,
+        ws=sockets.Connection,
         ws_per_message_deflate=False,  # a window a connection: more memory than all the rest of it
         lifespan="off",
         access_log=False,
@@ -131,6 +128,9 @@ def begin_stop(stopping: asyncio.Event, workers: "Workers") -> None:
 
 
 def tune() -> None:
+    # Each connection is a file, and the usual limit of 1024 is one for programs that call select().
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # The engine's thread and the loop share the interpreter: switch ten times sooner than the default 5 ms,
     # so that neither waits long for the other.
     sys.setswitchinterval(0.0005)

@@ -208,6 +208,8 @@ class Tail:
         """
         self._check_serving()
         following = self.follow(number)
+        if 0 <= following.head <= position:
+            return []  # not asked of the database: what comes is handed on
         ring = following.ring
         if ring and ring[0].position <= position + 1 and ring[-1].position == following.head:
             start = position + 1 - ring[0].position

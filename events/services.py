@@ -273,7 +273,10 @@ def following() -> Tail:
 async def grew(grown: asyncio.Event, seconds: float) -> bool:
     """Wait for the log to grow; False if it did not in this time."""
     try:
-        await asyncio.wait_for(grown.wait(), seconds)
+        async with asyncio.timeout(
+            seconds
+        ):  # wait_for makes a task of it, which costs more than all the rest
+            await grown.wait()
     except TimeoutError:
         return False
     return True
@@ -371,6 +374,7 @@ async def follow(
         position = max(from_position, 1) - 1
         await head_for(call, position + 1)
     yield {"heartbeat": {"position": position}}
+    due = monotonic() + heartbeat_seconds
     with tail.listening(number) as grown:
         while True:
             grown.clear()
@@ -378,9 +382,11 @@ async def follow(
                 for entry in entries:
                     position = entry.position
                     if choice.takes(entry) and (not wanted or entry.stream in wanted):
-                        yield {"event": entry.public()}
-            if not await grew(grown, heartbeat_seconds):
+                        yield {"event": entry.shared()}
+            # Also while the log grows with what is not wanted: who resumes has to know how far it came.
+            if monotonic() >= due or not await grew(grown, due - monotonic()):
                 yield {"heartbeat": {"position": position}}
+                due = monotonic() + heartbeat_seconds
 
 
 @query("GET events/{stream_id}/info", name="streams.get", returns=StreamInfo, hot=True)

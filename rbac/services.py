@@ -1,6 +1,7 @@
 """The access operations, and how a credential is told."""
 
 import hmac
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -27,32 +28,47 @@ from rbac.types import Key, KeyId, Keys, LoggedOut, NewKey, Password, Tokens, Wh
 
 
 @authenticator
-async def by_key(credential: str) -> Caller | None:
-    """The caller of an API key that is neither revoked nor expired."""
-    key_id = keys.id_of(credential)
-    if key_id is None:
-        return None
+async def by_key(credentials: Sequence[str]) -> dict[str, Caller]:
+    """The callers of API keys that are neither revoked nor expired."""
+    ids = {credential: key_id for credential in credentials if (key_id := keys.id_of(credential))}
+    if not ids:
+        return {}
     found = await rows(
-        "select id, digest from rbac_apikey where key_id = %s and revoked_at is null "
+        "select key_id, id, digest from rbac_apikey where key_id = any(%s) and revoked_at is null "
         "and (expires_at is null or expires_at > clock_timestamp())",
-        [key_id],
+        [list(set(ids.values()))],
     )
-    if not found or not hmac.compare_digest(found[0][1], keys.digest(credential, settings.API_KEY_PEPPER)):
-        return None
-    return Caller(f"key:{key_id}", namespace=found[0][0].partition("/")[0], is_confined=True)
+    kept = {key_id: (place.partition("/")[0], digest) for key_id, place, digest in found}
+    return {
+        credential: Caller(f"key:{key_id}", namespace=kept[key_id][0], is_confined=True)
+        for credential, key_id in ids.items()
+        if key_id in kept
+        and hmac.compare_digest(kept[key_id][1], keys.digest(credential, settings.API_KEY_PEPPER))
+    }
 
 
 @authenticator
-async def by_token(credential: str) -> Caller | None:
-    """The user of an access token whose account is active."""
-    if credential.count(".") != 2:
+async def by_token(credentials: Sequence[str]) -> dict[str, Caller]:
+    """The users of access tokens whose accounts are active."""
+    users = {credential: user for credential in credentials if (user := user_of(credential)) is not None}
+    if not users:
+        return {}
+    found = await rows(
+        "select id, username, is_staff from auth_user where id = any(%s) and is_active",
+        [list(set(users.values()))],
+    )
+    callers = {user: Caller(f"user:{name}", is_admin=is_staff) for user, name, is_staff in found}
+    return {credential: callers[user] for credential, user in users.items() if user in callers}
+
+
+def user_of(token: str) -> int | None:
+    """The id of the user that a well-formed access token names, if it has not run out."""
+    if token.count(".") != 2:
         return None
     try:
-        user_id = AccessToken(credential)["sub"]  # type: ignore[arg-type]
+        return int(AccessToken(token)["sub"])  # type: ignore[arg-type]
     except (TokenError, KeyError):
         return None
-    found = await rows("select username, is_staff from auth_user where id = %s and is_active", [int(user_id)])
-    return Caller(f"user:{found[0][0]}", is_admin=found[0][1]) if found else None
 
 
 # -- tokens ------------------------------------------------------------------------------------------

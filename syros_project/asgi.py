@@ -19,17 +19,17 @@ from api.graphql.http import Http as GraphQL
 from api.graphql.socket import Socket as GraphQLSocket
 from api.grpc.server import Grpc
 from api.lane import Lane
+from api.websocket import Socket
 from core.serving import Door, Web
 
 THREADS = 6  # each keeps a connection
 
 lane = Lane(WSGIMiddleware(django, workers=THREADS))  # type: ignore[arg-type]
-graphql = GraphQL(lane)
-graphql_socket = GraphQLSocket.as_asgi()
+graphql, websocket, graphql_socket = GraphQL(lane), Socket.as_asgi(), GraphQLSocket.as_asgi()
 application = Gate(
     lane,
     http={"/graphql": graphql, "/graphql/": graphql},
-    websocket={"/graphql": graphql_socket, "/graphql/": graphql_socket},
+    websocket={"/ws": websocket, "/": websocket, "/graphql": graphql_socket, "/graphql/": graphql_socket},
 )
 
 

@@ -183,6 +183,16 @@ def database(url: str) -> dict[str, Any]:
 
 # Without an address (lint, schema, migrations to write) there is no database; `manage.py serve` brings one.
 DATABASES = {"default": database(DATABASE_URL) if DATABASE_URL else {"ENGINE": "django.db.backends.dummy"}}
+
+
+def channel_layers(url: str) -> dict[str, Any]:
+    """Channels' way between processes: what operators tell all of them. Events come by the log."""
+    # Apart from other clusters that use the same server.
+    options = {"hosts": [url], "prefix": f"syros:{derived('channels')[:16]}"}
+    return {"default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": options}}
+
+
+CHANNEL_LAYERS = channel_layers(REDIS_URL)
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.ScryptPasswordHasher"]
 USE_TZ = True

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 from uuid import uuid4
 
@@ -36,15 +37,17 @@ def namespace(served: Served) -> str:
 
 
 @pytest.fixture(params=list(DOORS))
-def call(request: pytest.FixtureRequest, served: Served, namespace: str) -> Door:
+def call(request: pytest.FixtureRequest, served: Served, namespace: str) -> Iterator[Door]:
     """An operation through each door in turn: a behaviour is written once."""
-    return DOORS[request.param](served, namespace)
+    with closing(DOORS[request.param](served, namespace)) as door:
+        yield door
 
 
 @pytest.fixture(params=[name for name, door in DOORS.items() if door.can_wait])
-def waiting(request: pytest.FixtureRequest, served: Served, namespace: str) -> Door:
+def waiting(request: pytest.FixtureRequest, served: Served, namespace: str) -> Iterator[Door]:
     """The doors that can wait."""
-    return DOORS[request.param](served, namespace)
+    with closing(DOORS[request.param](served, namespace)) as door:
+        yield door
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from channels.generic.websocket import AsyncWebsocketConsumer
+from websockets.frames import CloseCode
 
 from api import requests
 from api.graphql.asking import Asked, Question, graph
@@ -17,11 +18,14 @@ from api.sessions import by_own_page
 from core.callers import Call, identify
 from core.encoding import MAX_DEPTH, decode, depth, encode
 from core.errors import Internal, SyrosError, TooManyOperations, Unauthenticated, Unavailable
+from core.runtime import runtime
+from core.sockets import TRUST
 
 logger = logging.getLogger("syros.graphql")
 
 PROTOCOL = "graphql-transport-ws"
 INIT_SECONDS = 3.0  # for the client to say who it is
+FINISH_SECONDS = 10.0  # for what is under way when the process stops
 SEND_SECONDS = 30.0  # for a client to make room for one message
 LOOK_SECONDS = (
     1.0  # between two looks at whether it still may be here: a verdict is kept for 4 s, so 5 in all
@@ -81,6 +85,10 @@ class Socket(AsyncWebsocketConsumer):
         self._timer = asyncio.create_task(self._wait_for_init())
 
     async def disconnect(self, code: int) -> None:
+        if runtime.stopping and not self._is_over:
+            if self._operations:
+                await asyncio.wait(self._operations.values(), timeout=FINISH_SECONDS)
+            await self._end(Closed(CloseCode.SERVICE_RESTART, "this process is stopping"))
         await asyncio.gather(*self._cancel(), return_exceptions=True)
 
     def _cancel(self) -> "list[asyncio.Task[None]]":
@@ -137,6 +145,8 @@ class Socket(AsyncWebsocketConsumer):
         if self._timer:
             self._timer.cancel()
         self._timer = asyncio.create_task(self._watch())
+        if TRUST in self.scope.get("extensions", {}):
+            await self.base_send({"type": TRUST})
         await self.say("connection_ack")
 
     async def _on_ping(self, message: dict[str, Any], size: int) -> None:

@@ -107,6 +107,9 @@ class Door:
     def carry(self, operation: Operation, params: dict[str, Any], about: dict[str, str]) -> Answer:
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Hang up, where there is a connection."""
+
 
 class Python(Door):
     name = "python"

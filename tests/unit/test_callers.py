@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -146,9 +147,9 @@ def test_each_authenticator_is_asked_in_turn_until_one_knows() -> None:
     asked: list[str] = []
 
     def asking(name: str, answer: Caller | None) -> Any:
-        async def authenticate(credential: str) -> Caller | None:
-            asked.append(f"{name} {credential}")
-            return answer
+        async def authenticate(credentials: Sequence[str]) -> dict[str, Caller]:
+            asked.append(f"{name} {' '.join(credentials)}")
+            return dict.fromkeys(credentials, answer) if answer else {}
 
         return authenticate
 
@@ -161,9 +162,9 @@ def test_each_authenticator_is_asked_in_turn_until_one_knows() -> None:
 def test_verdict_is_remembered_and_a_refusal_is_not() -> None:
     asked: list[str] = []
 
-    async def authenticate(credential: str) -> Caller | None:
-        asked.append(credential)
-        return ALICE if credential == "good" else None
+    async def authenticate(credentials: Sequence[str]) -> dict[str, Caller]:
+        asked.extend(credentials)
+        return {credential: ALICE for credential in credentials if credential == "good"}
 
     callers.authenticator(authenticate)
     assert [who("good"), who("good")] == [ALICE, ALICE]
@@ -171,6 +172,23 @@ def test_verdict_is_remembered_and_a_refusal_is_not() -> None:
         with pytest.raises(Unauthenticated):
             who("bad")
     assert asked == ["good", "bad", "bad"]
+
+
+def test_several_credentials_are_reviewed_together_and_only_once() -> None:
+    asked: list[list[str]] = []
+
+    def asking(known: dict[str, Caller]) -> Any:
+        async def authenticate(credentials: Sequence[str]) -> dict[str, Caller]:
+            asked.append(list(credentials))
+            return {credential: known[credential] for credential in credentials if credential in known}
+
+        return authenticate
+
+    callers.authenticator(asking({"a": ALICE}))
+    callers.authenticator(asking({"b": SYSTEM}))
+    assert asyncio.run(callers.review(["a", "b", "c"])) == {"a": ALICE, "b": SYSTEM}
+    assert asked == [["a", "b", "c"], ["b", "c"]]
+    assert [callers.verdicts.get(credential) for credential in "abc"] == [ALICE, SYSTEM, None]
 
 
 # -- verdicts ----------------------------------------------------------------------------------------

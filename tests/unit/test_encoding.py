@@ -13,7 +13,8 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel
 
 from core.database import conninfo
-from core.encoding import MAX_DEPTH, decode, depth, encode
+from core.encoding import MAX_DEPTH, Shared, decode, depth, encode
+from core.log import SHARED_BYTES, Entry
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text('[]{}"\\/a', max_size=6)
 VALUES = st.recursive(
@@ -151,3 +152,18 @@ def test_dataclasses_models_and_fragments_have_a_form() -> None:
 def test_what_has_no_form_is_named() -> None:
     with pytest.raises(TypeError):
         encode({"a": object()})
+
+
+def test_what_is_shared_is_encoded_once_and_like_all_else() -> None:
+    value = {"a": [1, None], "b": {"c": "ü"}}
+    shared = Shared(value)
+    assert encode(shared) == encode(value)
+    assert encode(shared) is encode(shared)
+    assert encode({"event": shared}) == encode({"event": value})
+
+
+@pytest.mark.parametrize(("size", "kept"), [(10, True), (SHARED_BYTES + 1, False)])
+def test_a_small_event_is_kept_as_it_was_sent(size: int, kept: bool) -> None:
+    entry = Entry(1, "s", 1, "t", encode("x" * (size - 2)).decode(), "me", position=1)
+    assert encode(entry.shared()) == encode(entry.public())
+    assert (entry.shared() is entry.shared()) is kept

@@ -123,7 +123,7 @@ class Servers:
 
     def __enter__(self) -> "Servers":
         from core.embedded import EmbeddedInUse
-        from syros_project.settings import database
+        from syros_project.settings import channel_layers, database
 
         try:
             self._embedded.start()
@@ -135,6 +135,7 @@ class Servers:
             del connections["default"]  # the one from before there was an address
         if self._embedded.valkey:
             settings.REDIS_URL = self._embedded.valkey.url
+            settings.CHANNEL_LAYERS = channel_layers(settings.REDIS_URL)
         note = settings.VAR / "serving.json"
         write_private(note, json.dumps(environment()))
         return self
