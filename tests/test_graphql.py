@@ -13,7 +13,6 @@ import pytest
 from django.test import Client
 from graphql import build_client_schema, get_introspection_query, print_schema
 
-from api.graphql import documents
 from core.operations import registry
 from tests.doors import GraphQL, Lane, Served
 from tests.doors.graphql import SCHEMA, camel, client, schema
@@ -362,7 +361,7 @@ def test_a_client_may_ask_for_the_whole_schema(ask: Asker) -> None:
 
 def test_the_documents_that_are_kept_are_bounded(ask: Asker) -> None:
     from api.graphql.asking import graph
-    from api.graphql.documents import KEPT_CHARACTERS
+    from api.graphql.parsing import KEPT_CHARACTERS
 
     for number in range(200):
         ask(f'{{ locksGet(key: "{number}{"x" * 200}") {{ key }} }}')

@@ -1,6 +1,6 @@
 """GraphQL: every operation of the registry as a field, over HTTP and WebSocket.
 
-`types.py` makes the schema; `documents.py` reads a document, `limits.py` weighs it, `asking.py` answers it, in a
+`types.py` makes the schema; `parsing.py` reads a document, `limits.py` weighs it, `asking.py` answers it, in a
 `context.py`; `http.py` and `socket.py` are the two ways in.
 """
 

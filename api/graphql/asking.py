@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.graphql import types
 from api.graphql.context import MAX_ERRORS, Context, Json, Unanswerable
-from api.graphql.documents import Document, Documents, renamed, snake_case, untyped
 from api.graphql.limits import Scale
+from api.graphql.parsing import Document, Documents, renamed, snake_case, untyped
 from core.callers import Call
 from core.errors import Invalid
 from core.operations import MAX_BYTES, checked, registry
