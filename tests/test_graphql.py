@@ -13,6 +13,7 @@ import pytest
 from django.test import Client
 from graphql import build_client_schema, get_introspection_query, print_schema
 
+from api.graphql import documents
 from core.operations import registry
 from tests.doors import GraphQL, Lane, Served
 from tests.doors.graphql import SCHEMA, camel, client, schema
