@@ -266,7 +266,7 @@ async def stream(request: Request, body: bytes, receive: Receive, send: Send) ->
         (b"x-request-id", identity.encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": head})
-    sending = asyncio.ensure_future(send_items(first, items, send))
+    sending = asyncio.ensure_future(send_items(request, first, items, send))
     gone = asyncio.ensure_future(disconnect(receive))
     try:
         await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -277,13 +277,16 @@ async def stream(request: Request, body: bytes, receive: Receive, send: Send) ->
         await items.aclose()  # type: ignore[attr-defined]
 
 
-async def send_items(first: dict[str, Any], items: AsyncIterator[dict[str, Any]], send: Send) -> None:
+async def send_items(
+    request: Request, first: dict[str, Any], items: AsyncIterator[dict[str, Any]], send: Send
+) -> None:
     """All of it, and its end: what breaks a stream off is its last event, where a status can no longer say it."""
     await send_item(first, send)
     last = b""
     try:
-        async for item in items:
-            await send_item(item, send)
+        async with requests.while_good(request.headers, request.peer):
+            async for item in items:
+                await send_item(item, send)
     except SyrosError as error:
         last = b"event: error\ndata: %s\n\n" % encode(error.problem())
     await send({"type": "http.response.body", "body": last})

@@ -1,7 +1,9 @@
 """What a request says, read the same way by the fast lane and by Django REST framework."""
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import getrandbits
 from typing import Any
@@ -11,10 +13,11 @@ import orjson
 
 from core.callers import Call, Caller, identify, namespaces
 from core.encoding import MAX_DEPTH, depth
-from core.errors import Invalid, Malformed, UnsupportedMediaType
+from core.errors import Invalid, Malformed, SyrosError, Unavailable, UnsupportedMediaType
 from core.operations import Operation
 
 PREFIX = "/api/v1/"
+REVIEW_SECONDS = 0.5  # between two looks at who is served for long; a verdict is remembered for four
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -85,6 +88,42 @@ async def call_by(caller: Caller, headers: Headers, identity: str) -> Call:
     if headers.traceparent and (trace := _TRACEPARENT.fullmatch(headers.traceparent)):
         call.correlation_id = trace[1]
     return call
+
+
+@asynccontextmanager
+async def while_good(headers: Headers, peer: str) -> AsyncIterator[None]:
+    """Break what is done here off within 5 seconds after the caller's credential was revoked or has run out.
+
+    Raises: Unauthenticated, Forbidden.
+    """
+    task, refusals = asyncio.current_task(), list[SyrosError]()
+    assert task
+
+    async def watch() -> None:
+        refusals.append(await refused(headers, peer))
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not refusals or task.uncancel():  # it is somebody else who ends it
+            raise
+        raise refusals[0] from None
+    finally:
+        watching.cancel()
+
+
+async def refused(headers: Headers, peer: str) -> SyrosError:
+    """Wait until a caller who was let in would not be let in again."""
+    while True:
+        await asyncio.sleep(REVIEW_SECONDS)
+        try:
+            await identify(credential(headers), peer=peer, host=headers.host, origin=headers.origin or None)
+        except Unavailable:
+            continue
+        except SyrosError as error:
+            return error
 
 
 def check_idempotency_key(key: str) -> str:

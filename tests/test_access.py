@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from django.test import Client
 
 from tests.doors import Door, Lane, Refused, Served
+from tests.test_events import follow
 from tests.test_locks import until
 
 
@@ -117,6 +119,18 @@ def test_a_key_calls_until_it_is_revoked(web: Web, lane: Lane, production: None,
     assert lane("api_keys.revoke", key_id=made["id"])["is_active"] is False
     settings.DEV = False
     until(lambda: web("GET", "auth/whoami", X_API_Key=key).status_code == 401, 5)
+
+
+def test_who_follows_is_cut_off_when_the_key_is_revoked(lane: Lane) -> None:
+    made = lane("api_keys.create", name="ci")
+    with closing(follow(lane, {"X-API-Key": made["key"]}, heartbeat_seconds=60)) as items:
+        assert next(items)[0] == "heartbeat"
+        lane("api_keys.revoke", key_id=made["id"])
+        revoked_at = time.monotonic()
+        kind, _, problem = next(items)
+        assert (kind, problem["code"]) == ("error", "unauthenticated")
+        assert next(items, None) is None
+        assert time.monotonic() - revoked_at < 8
 
 
 def test_a_key_is_shown_once_and_kept_as_a_digest(lane: Lane) -> None:

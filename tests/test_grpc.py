@@ -680,14 +680,14 @@ async def tasks_of_calls() -> int:
 # -- following ---------------------------------------------------------------------------------------------
 
 
-def follow(door: GrpcDoor, **params: Any) -> Any:
+def follow(door: GrpcDoor, key: str = "", **params: Any) -> Any:
     return door.channel.unary_stream(
         "/syros.v1.EventsService/Follow",
         request_serializer=lambda request: request.SerializeToString(),
         response_deserializer=messages()["EventsServiceFollowResponse"].FromString,
     )(
         message("EventsServiceFollowRequest", **params),
-        metadata=[("syros-namespace", door.namespace)],
+        metadata=[("syros-namespace", door.namespace), *([("x-api-key", key)] if key else [])],
         timeout=60,
     )
 
@@ -701,6 +701,14 @@ def test_following_catches_up_and_goes_on_live(door: GrpcDoor) -> None:
     event = next(items).event
     assert (event.event_type, event.position, event.data.struct_value["x"]) == ("Live", 4, 1.5)
     items.cancel()
+
+
+def test_who_follows_is_cut_off_when_the_key_is_revoked(door: GrpcDoor) -> None:
+    made = door("api_keys.create", name="ci")
+    items = follow(door, made["key"], heartbeat_seconds=60)
+    assert next(items).heartbeat
+    door("api_keys.revoke", key_id=made["id"])
+    assert code(lambda: list(items)) is StatusCode.UNAUTHENTICATED
 
 
 def test_following_from_ahead_is_refused(door: GrpcDoor) -> None:

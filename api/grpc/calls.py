@@ -118,8 +118,9 @@ class Method:
             call, params = await self._asked(context, headers, identity)
             items: Any = runtime.stream(self._operation, call, params)
             try:
-                async for item in items:
-                    await context.write(self._reply(item))
+                async with requests.while_good(headers, peer_of(context)):
+                    async for item in items:
+                        await context.write(self._reply(item))
             finally:
                 await items.aclose()
         except aio.BaseError:
