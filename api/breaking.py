@@ -5,7 +5,7 @@ answer's enumeration are no break; clients are told to expect them.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from graphql import build_schema, find_breaking_changes
@@ -30,9 +30,14 @@ def misfits(sent: Schema, expected: Schema, at: str, *, tolerant: bool) -> Itera
 
     Parameters: two JSON Schemas without references; `tolerant`, the expecting side passes over what it does not know.
     """
-    for each in sent.get("anyOf", [sent]):
-        against = (list(_misfits(each, one, at, tolerant)) for one in expected.get("anyOf", [expected]))
+    for each in alternatives(sent):
+        against = (list(_misfits(each, one, at, tolerant)) for one in alternatives(expected))
         yield from min(against, key=len)
+
+
+def alternatives(schema: Schema) -> list[Schema]:
+    found: list[Schema] = schema.get("anyOf") or schema.get("oneOf") or [schema]
+    return found
 
 
 def _misfits(sent: Schema, expected: Schema, at: str, tolerant: bool) -> Iterator[str]:
@@ -144,6 +149,34 @@ def _answers(old: Schema, operation: Schema, new: Schema, after: Schema) -> Iter
             yield f"{at}: is gone"
         else:
             yield from answers(_content(old, response), _content(new, after["responses"][status]), at)
+
+
+def in_asyncapi(old: Schema, new: Schema) -> Iterator[str]:
+    """What breaks between two versions of an AsyncAPI document, in which the server receives and replies."""
+    for name, operation in old["operations"].items():
+        after = new["operations"].get(name)
+        if after is None:
+            yield f"{name}: is gone"
+            continue
+        yield from _messages(old, operation, new, after, parameters)
+        yield from _messages(old, operation["reply"], new, after["reply"], answers)
+
+
+def _messages(
+    old: Schema,
+    had: Schema,
+    new: Schema,
+    has: Schema,
+    compare: Callable[[Schema, Schema, str], Iterator[str]],
+) -> Iterator[str]:
+    left = {reference["$ref"] for reference in has["messages"]}
+    for reference in had["messages"]:
+        at = reference["$ref"].rpartition("/")[2]
+        if reference["$ref"] not in left:
+            yield f"{at}: is gone"
+        else:
+            before, after = (resolved(each, reference)["payload"] for each in (old, new))
+            yield from compare(before, after, at)
 
 
 def in_sdl(old: str, new: str) -> Iterator[str]:

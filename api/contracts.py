@@ -34,6 +34,8 @@ def broken(path: str, old: str, new: str) -> Iterator[str]:
     """What a new version of a document breaks for the clients of the old one."""
     if path.endswith("openapi.json"):
         yield from breaking.in_openapi(json.loads(old), json.loads(new))
+    elif path.endswith("asyncapi.json"):
+        yield from breaking.in_asyncapi(json.loads(old), json.loads(new))
     elif path.endswith(".graphql"):
         yield from breaking.in_sdl(old, new)
     elif path.endswith(".proto"):

@@ -1,10 +1,14 @@
 """Which changes break a client, and which do not."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from api import breaking
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 NUMBER = {"type": "number", "minimum": 0, "maximum": 300}
 WORD = {"type": "string", "enum": ["a", "b"]}
@@ -185,3 +189,41 @@ def test_a_proto_file(was: str, now: str, said: str) -> None:
     assert list(breaking.in_proto(PROTO, PROTO)) == []
     assert list(breaking.in_proto(PROTO, PROTO.replace("C c = 2;", "C c = 2;\n    D d = 3;"))) == []
     assert list(breaking.in_proto(PROTO, PROTO.replace(was, now))) == [said]
+
+
+def asyncapi(**messages: Any) -> dict[str, Any]:
+    known = {"ask": thing(("id",), id=TEXT, key=TEXT), "told": thing(("id",), id=TEXT), **messages}
+
+    def references(name: str) -> list[dict[str, str]]:
+        return [{"$ref": f"#/messages/{name}"}] if name in known else []
+
+    operation = {"messages": references("ask"), "reply": {"messages": references("told")}}
+    return {
+        "operations": {"ask": operation},
+        "messages": {name: {"payload": payload} for name, payload in known.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ({"ask": thing(("id",), id=TEXT)}, "ask.key: is gone"),
+        ({"ask": thing(("id", "key"), id=TEXT, key=TEXT)}, "ask.key: is required now"),
+        ({"told": thing()}, "told.id: is gone"),
+        ({"told": thing(("id",), id={"oneOf": [TEXT, NULL]})}, "told.id: null where string is expected"),
+    ],
+)
+def test_a_document_of_asyncapi(messages: Any, said: str) -> None:
+    assert list(breaking.in_asyncapi(asyncapi(), asyncapi())) == []
+    assert list(breaking.in_asyncapi(asyncapi(), asyncapi(more=thing()))) == []
+    assert list(breaking.in_asyncapi(asyncapi(), asyncapi(**messages))) == [said]
+    assert list(breaking.in_asyncapi(asyncapi(), {"operations": {}})) == ["ask: is gone"]
+
+
+def test_the_document_of_today_is_compared_whole() -> None:
+    """Not only the little ones of these tests: with every operation in it, nothing breaks, and any loss is seen."""
+    old = json.loads((ROOT / "docs/contracts/asyncapi.json").read_text())
+    assert list(breaking.in_asyncapi(old, old)) == []
+    for name in old["operations"]:
+        left = {each: value for each, value in old["operations"].items() if each != name}
+        assert list(breaking.in_asyncapi(old, {**old, "operations": left})) == [f"{name}: is gone"]
