@@ -152,14 +152,16 @@ def _answers(old: Schema, operation: Schema, new: Schema, after: Schema) -> Iter
 
 
 def in_asyncapi(old: Schema, new: Schema) -> Iterator[str]:
-    """What breaks between two versions of an AsyncAPI document, in which the server receives and replies."""
+    """What breaks between two versions of an AsyncAPI document, in which the server receives, replies and sends."""
     for name, operation in old["operations"].items():
         after = new["operations"].get(name)
         if after is None:
             yield f"{name}: is gone"
             continue
-        yield from _messages(old, operation, new, after, parameters)
-        yield from _messages(old, operation["reply"], new, after["reply"], answers)
+        compare = parameters if operation["action"] == "receive" else answers
+        yield from _messages(old, operation, new, after, compare)
+        if "reply" in operation:
+            yield from _messages(old, operation["reply"], new, after["reply"], answers)
 
 
 def _messages(

@@ -197,7 +197,11 @@ def asyncapi(**messages: Any) -> dict[str, Any]:
     def references(name: str) -> list[dict[str, str]]:
         return [{"$ref": f"#/messages/{name}"}] if name in known else []
 
-    operation = {"messages": references("ask"), "reply": {"messages": references("told")}}
+    operation = {
+        "action": "receive",
+        "messages": references("ask"),
+        "reply": {"messages": references("told")},
+    }
     return {
         "operations": {"ask": operation},
         "messages": {name: {"payload": payload} for name, payload in known.items()},
