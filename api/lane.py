@@ -7,6 +7,7 @@ other content types than JSON) it leaves to Django. It sees the client go away, 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -116,7 +117,7 @@ class Request:
         try:
             call, params = await self.read(body, identity)
             waits = bool(params.get("wait_seconds"))
-            reply = answered(await runtime.run(self.operation, call, params), identity)
+            reply = answered(await self._run(call, params, waits), identity)
         except SyrosError as error:
             reply = refused(error, identity)
         except Exception:
@@ -126,6 +127,12 @@ class Request:
         if took > SLOW_SECONDS and not waits:
             logger.warning("slow: %s took %.1f s", self.operation.name, took, extra={"request_id": identity})
         return reply
+
+    async def _run(self, call: Call, params: dict[str, Any], waits: bool) -> Outcome:
+        if not waits:
+            return await runtime.run(self.operation, call, params)
+        async with requests.while_allowed(self.headers, self.peer, self.operation, params):
+            return await runtime.run(self.operation, call, params)
 
     async def read(self, body: bytes, identity: str) -> tuple[Call, dict[str, Any]]:
         """Who calls, and with which parameters.
@@ -193,7 +200,7 @@ async def respond(request: Request, receive: Receive, send: Send) -> None:
 
 
 def too_long(headers: Headers, limit: int) -> bool:
-    return headers.content_length.isdigit() and int(headers.content_length) > limit
+    return headers.content_length.isdecimal() and int(headers.content_length) > limit
 
 
 async def read(receive: Receive, headers: Headers, limit: int) -> bytes:
@@ -251,7 +258,7 @@ async def stream(request: Request, body: bytes, receive: Receive, send: Send) ->
     identity = requests.request_id(request.headers)
     try:
         call, params = await request.read(body, identity)
-        if request.headers.last_event_id.isdigit() and "from_position" in params:
+        if request.headers.last_event_id.isdecimal() and "from_position" in params:
             # A browser that lost the connection says how far it had come, and repeats the address it began with.
             params["from_position"] = int(request.headers.last_event_id[:16]) + 1
         items = runtime.stream(request.operation, call, params)
@@ -266,7 +273,8 @@ async def stream(request: Request, body: bytes, receive: Receive, send: Send) ->
         (b"x-request-id", identity.encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": head})
-    sending = asyncio.ensure_future(send_items(request, first, items, send))
+    allowed = requests.while_allowed(request.headers, request.peer, request.operation, params)
+    sending = asyncio.ensure_future(send_items(allowed, first, items, send))
     gone = asyncio.ensure_future(disconnect(receive))
     try:
         await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -278,13 +286,16 @@ async def stream(request: Request, body: bytes, receive: Receive, send: Send) ->
 
 
 async def send_items(
-    request: Request, first: dict[str, Any], items: AsyncIterator[dict[str, Any]], send: Send
+    allowed: AbstractAsyncContextManager[None],
+    first: dict[str, Any],
+    items: AsyncIterator[dict[str, Any]],
+    send: Send,
 ) -> None:
     """All of it, and its end: what breaks a stream off is its last event, where a status can no longer say it."""
     await send_item(first, send)
     last = b""
     try:
-        async with requests.while_good(request.headers, request.peer):
+        async with allowed:
             async for item in items:
                 await send_item(item, send)
     except SyrosError as error:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from core.callers import Call, Caller, identify, namespaces
+from core.callers import Call, Caller, authorize, identify, namespaces
 from core.encoding import MAX_DEPTH, depth
 from core.errors import Invalid, Malformed, SyrosError, Unavailable, UnsupportedMediaType
 from core.operations import Operation
@@ -91,8 +91,11 @@ async def call_by(caller: Caller, headers: Headers, identity: str) -> Call:
 
 
 @asynccontextmanager
-async def while_good(headers: Headers, peer: str) -> AsyncIterator[None]:
-    """Break what is done here off within 5 seconds after the caller's credential was revoked or has run out.
+async def while_allowed(
+    headers: Headers, peer: str, operation: Operation, params: Mapping[str, Any]
+) -> AsyncIterator[None]:
+    """Break what is done here off within 5 seconds after the caller's credential was revoked or has run out, or the
+    right to the operation was withdrawn. For what takes long: streams and waits.
 
     Raises: Unauthenticated, Forbidden.
     """
@@ -100,7 +103,7 @@ async def while_good(headers: Headers, peer: str) -> AsyncIterator[None]:
     assert task
 
     async def watch() -> None:
-        refusals.append(await refused(headers, peer))
+        refusals.append(await refused(headers, peer, operation, params))
         task.cancel()
 
     watching = asyncio.create_task(watch())
@@ -114,12 +117,14 @@ async def while_good(headers: Headers, peer: str) -> AsyncIterator[None]:
         watching.cancel()
 
 
-async def refused(headers: Headers, peer: str) -> SyrosError:
+async def refused(headers: Headers, peer: str, operation: Operation, params: Mapping[str, Any]) -> SyrosError:
     """Wait until a caller who was let in would not be let in again."""
     while True:
         await asyncio.sleep(REVIEW_SECONDS)
         try:
-            await identify(credential(headers), peer=peer, host=headers.host, origin=headers.origin or None)
+            origin = headers.origin or None
+            caller = await identify(credential(headers), peer=peer, host=headers.host, origin=origin)
+            authorize(caller, operation, params)
         except Unavailable:
             continue
         except SyrosError as error:

@@ -7,6 +7,7 @@ With SYROS_TEST_DATABASE_URL and SYROS_TEST_REDIS_URL the suite runs against ser
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -45,6 +46,9 @@ def database(name: str) -> str:
     return urlunsplit(parts._replace(path=f"/{name}"))
 
 
+# Who starts the suite in the background may have these ignored, and so would be what the tests start and signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 start()
 os.environ.update(
     DATABASE_URL=database(f"syros_test_{WORKER}"),

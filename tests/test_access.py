@@ -267,3 +267,17 @@ def test_a_signed_in_person_may_use_the_hot_operations_from_a_page_of_ours(
     ours = {**about, "X-CSRFToken": "c" * 32}
     assert httpx.post(url, json=body, headers=ours, cookies=cookies).status_code == 201
     assert httpx.get(f"{url}/a", headers=about, cookies=cookies).json()["is_locked"] is True
+
+
+def test_who_waits_leaves_the_queue_when_the_key_is_revoked(lane: Lane, later: Any) -> None:
+    made = lane("api_keys.create", name="ci")
+    held = lane("locks.acquire", key="a", owner="holder", ttl_seconds=60)
+    url = f"http://127.0.0.1:{lane.served.port}/api/v1/locks"
+    body = {"key": "a", "owner": "revoked", "wait_seconds": 30}
+    waiting = later(httpx.post, url, json=body, headers={"X-API-Key": made["key"]}, timeout=40)
+    until(lambda: lane("locks.get", key="a")["queue_length"] == 1)
+    lane("api_keys.revoke", key_id=made["id"])
+    until(lambda: lane("locks.get", key="a")["queue_length"] == 0, 8)
+    assert waiting.result(10).status_code == 401
+    lane("locks.release", key="a", lock_id=held["lock_id"])
+    assert lane("locks.get", key="a")["is_locked"] is False

@@ -100,7 +100,7 @@ class Method:
         identity = requests.request_id(headers)
         try:
             call, params = await self._asked(context, headers, identity)
-            outcome = await runtime.run(self._operation, call, params)
+            outcome = await self._run(context, headers, call, params)
             reply = self._reply(outcome.value)
             context.set_trailing_metadata(told(outcome, identity))
             return reply
@@ -118,7 +118,7 @@ class Method:
             call, params = await self._asked(context, headers, identity)
             items: Any = runtime.stream(self._operation, call, params)
             try:
-                async with requests.while_good(headers, peer_of(context)):
+                async with requests.while_allowed(headers, peer_of(context), self._operation, params):
                     async for item in items:
                         await context.write(self._reply(item))
             finally:
@@ -127,6 +127,12 @@ class Method:
             raise
         except Exception as error:
             refuse(context, as_syros_error(error, self._operation.name, identity), identity)
+
+    async def _run(self, context: Context, headers: Headers, call: Call, params: dict[str, Any]) -> Outcome:
+        if not params.get("wait_seconds"):
+            return await runtime.run(self._operation, call, params)
+        async with requests.while_allowed(headers, peer_of(context), self._operation, params):
+            return await runtime.run(self._operation, call, params)
 
     async def _asked(self, context: Context, headers: Headers, identity: str) -> tuple[Call, dict[str, Any]]:
         """Who calls, and with which parameters. Nothing is read for a caller who must say who it is and does not.

@@ -158,9 +158,14 @@ class Hanging:
             connection.execute("select pg_reload_conf()")
 
     async def wait(self) -> None:
-        """Until a batch's commit hangs."""
-        statement = "select from pg_stat_activity where wait_event = 'SyncRep' and query = 'commit'"
-        await eventually(lambda: asyncio.to_thread(self.house.query, statement))
+        """Until a batch's commit hangs. A process's beat that hangs before it, and would hold it up, is let go."""
+        hanging = "from pg_stat_activity where wait_event = 'SyncRep' and query"
+
+        async def commit_hangs() -> bool:
+            await asyncio.to_thread(self.house.query, f"select pg_cancel_backend(pid) {hanging} <> 'commit'")
+            return bool(await asyncio.to_thread(self.house.query, f"select {hanging} = 'commit'"))
+
+        await eventually(commit_hangs)
 
 
 @pytest.fixture
