@@ -281,9 +281,88 @@ def test_a_body_over_the_limit_is_refused(ask: Asker) -> None:
 
 def test_an_operation_s_own_limit_of_bytes_holds(ask: Asker) -> None:
     query = 'mutation($m: JSON) { locksAcquire(key: "a", owner: "b", metadata: $m) { key } }'
-    answer = ask.post({"query": query, "variables": {"m": {"x": "y" * (1 << 20)}}}).json()
+    assert ask.refused(query, 413, m={"x": "y" * (1 << 20)})["code"] == "too_large"
+    both = query.replace(
+        "{ locks", '{ eventsAppend(streamId: "s", eventType: "t", data: 1) { version } locks'
+    )
+    answer = ask.post({"query": both, "variables": {"m": {"x": "y" * (1 << 20)}}}).json()
     assert answer["errors"][0]["extensions"]["code"] == "too_large"
+    assert answer["data"] == {"eventsAppend": {"version": 1}, "locksAcquire": None}
     assert ask('{ locksGet(key: "a") { isLocked } }') == {"locksGet": {"isLocked": False}}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        'mutation($e: [NewEventInput!]) { eventsAppend(streamId: "s", events: $e) { version } }',
+        'mutation($e: [NewEventInput!]) { locksAcquire(key: "a", owner: "b", nothing: $e) { key } }',
+        "query($e: [NewEventInput!]) { authWhoami { principal } }",
+    ],
+)
+def test_a_flood_of_small_values_is_refused_at_once(ask: Asker, query: str) -> None:
+    """16 MB of empty objects: to look at each would take a minute, and 2 GB."""
+    body = b'{"query": %b, "variables": {"e": [%b{}]}}' % (json.dumps(query).encode(), b"{}," * 5_500_000)
+    spent = time.process_time()
+    answer = ask.send("POST", body)
+    assert answer.status_code in {400, 413}
+    assert answer.json()["errors"][0]["extensions"]["code"] in {"too_complex", "too_large"}
+    assert time.process_time() - spent < 8  # a second, and as much to measure the depth of the body
+
+
+def test_a_long_list_is_refused_as_over_rest(ask: Asker) -> None:
+    query = 'mutation($e: [NewEventInput!]) { eventsAppend(streamId: "s", events: $e) { version } }'
+    problem = ask.post({"query": query, "variables": {"e": [{"eventType": "t", "data": 1}] * 1001}}).json()
+    assert problem["errors"][0]["extensions"]["errors"][0]["pointer"] == "/events"
+    problem = ask.refused(query, 422, e=[{}] * 3000)
+    assert len(problem["errors"]) <= 3 * 1001
+    assert {error["pointer"] for error in problem["errors"]} >= {"/events/0/event_type"}
+
+
+def test_only_the_first_bad_field_is_explained(ask: Asker) -> None:
+    fields = " ".join(f"a{n}: locksAcquire {{ key }}" for n in range(15))
+    assert len(ask.post({"query": f"mutation {{ {fields} }}"}).json()["errors"]) == 1
+
+
+def test_variables_in_values_add_up(ask: Asker) -> None:
+    """What is in a body once may stand in a document hundreds of times."""
+    head = 'mutation($d: JSON) { eventsAppend(streamId: "s", eventType: "t", data: '
+    wide = head + "[" + "$d " * 300 + "]) { version } }"
+    assert ask(wide, d="x" * 100)["eventsAppend"] == {"version": 1}
+    assert ask.refused(wide, 413, d="x" * 100_000)["code"] == "too_large"
+    again = " ".join(
+        f'a{n}: eventsAppend(streamId: "s", eventType: "t", data: $d) {{ version }}' for n in range(20)
+    )
+    assert ask.refused(f"mutation($d: JSON) {{ {again} }}", 413, d="x" * 1_000_000)["code"] == "too_large"
+
+    def value(depth: int) -> Any:
+        return json.loads("[" * depth + "]" * depth)
+
+    deep = head + "[" * 30 + "$d" + "]" * 30 + ") { version } }"
+    assert ask(deep, d=value(34))["eventsAppend"] == {"version": 2}
+    assert ask.refused(deep, 400, d=value(35))["code"] == "too_complex"
+
+
+@pytest.mark.parametrize("depth", [65, 250, 480])
+def test_a_default_nests_no_deeper_than_a_body(ask: Asker, depth: int) -> None:
+    for query in (
+        'mutation($d: JSON = {}) {{ eventsAppend(streamId: "s", eventType: "t", data: $d) {{ version }} }}',
+        "query A($d: JSON = {}) {{ __typename }} query B {{ __typename }}",
+    ):
+        document = query.format("[" * depth + "]" * depth)
+        name = "B" if "query B" in query else None
+        answer = ask.post({"query": document, "operationName": name})
+        assert (answer.status_code, answer.json()["errors"][0]["extensions"]["code"]) == (400, "too_complex")
+
+
+def test_a_default_that_is_no_json_is_refused(ask: Asker) -> None:
+    query = 'mutation($d: JSON = %s) { eventsAppend(streamId: "s", eventType: "t", data: [$d]) { version } }'
+    assert ask.refused(query % ("9" * 30), 400)["code"] == "too_complex"
+
+
+def test_a_document_guesses_one_password(ask: Asker, production: None) -> None:
+    guesses = [f'a{n}: authLogin(username: "a", password: "{n}") {{ access }}' for n in range(2)]
+    for query in (" ".join(guesses), guesses[0] + " ... { " + guesses[1] + " }"):
+        assert ask.refused(f"mutation {{ {query} }}", 400)["code"] == "too_complex"
 
 
 def test_a_field_that_breaks_is_logged_and_tells_nothing(

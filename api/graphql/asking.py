@@ -21,18 +21,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.graphql import types
 from api.graphql.context import MAX_ERRORS, Context, Json, Unanswerable
-from api.graphql.limits import Scale
+from api.graphql.limits import Scale, check_defaults
 from api.graphql.parsing import Document, Documents, renamed, snake_case, untyped
 from core.callers import Call
-from core.errors import Invalid
+from core.errors import Invalid, TooComplex, TooLarge
 from core.operations import MAX_BYTES, checked, registry
+
+MAX_QUERY = 100_000  # characters of a document
 
 
 class Body(BaseModel):
     """A request as GraphQL over HTTP and graphql-transport-ws write it."""
 
     model_config = ConfigDict(extra="forbid")
-    query: str = Field(min_length=1, max_length=MAX_BYTES)
+    query: str = Field(min_length=1, max_length=MAX_QUERY)
     variables: dict[str, Any] | None = None
     operationName: str | None = None
     extensions: dict[str, Any] | None = None
@@ -63,10 +65,24 @@ class Graph:
         self._operations = {types.field_name(each): each for each in operations}
         self._documents = Documents()
 
-    def open(self, question: Question) -> "Asked":
-        """Raises: Unanswerable, Malformed."""
-        document = self._documents.read(question.query)
-        return Asked(self, question, document, document.operation(question.operation_name))
+    async def open(self, question: Question) -> "Asked":
+        """Of the question it keeps what the document needs.
+
+        Raises: Unanswerable, Malformed, TooComplex; TooLarge, for more bytes than any of its operations takes.
+        """
+        document = await self._documents.read(question.query)
+        check_defaults(document.node)
+        asked = Asked(self, question, document, document.operation(question.operation_name))
+        names = [node.name.value for node in asked.fields]
+        operations = [self._operations[name] for name in names if name in self._operations]
+        if sum(each.anonymous for each in operations) > 1:  # each may be a guess at a password
+            raise TooComplex("In a document, one field that needs no credentials.", limit=1)
+        asked.limit = max((each.max_bytes for each in operations), default=MAX_BYTES)
+        if question.size > asked.limit:
+            raise TooLarge(f"The request is larger than {asked.limit} bytes.", limit=asked.limit)
+        declared = {each.variable.name.value for each in asked.operation.variable_definitions}
+        question.variables = {name: question.variables[name] for name in declared & question.variables.keys()}
+        return asked
 
     def is_anonymous(self, fields: list[FieldNode]) -> bool:
         return all(self._is_anonymous(node.name.value) for node in fields)
@@ -76,9 +92,9 @@ class Graph:
         return found.anonymous if found else name == "__typename"
 
     def validate(self, asked: "Asked") -> None:
-        """Raises: TooComplex, Unanswerable."""
+        """Raises: TooComplex, TooLarge, Unanswerable."""
         document, question = asked.document, asked.question
-        Scale(self.schema, document.node, asked.variables).check()
+        Scale(self.schema, document.node, asked.variables, asked.limit).check()
         if not document.is_valid:
             if errors := validate(self.schema, document.node, max_errors=MAX_ERRORS):
                 raise Unanswerable(self.explained(asked) or errors)
@@ -86,13 +102,12 @@ class Graph:
             self._documents.keep(question.query, document)
 
     def explained(self, asked: "Asked") -> list[GraphQLError]:
-        """What the operations say of the arguments that GraphQL's own types have refused: they name every bad field,
-        as over REST, where GraphQL has sentences only."""
-        return [
-            GraphQLError(error.detail, node, original_error=error)
-            for node in asked.fields
-            if (error := self._refusal(node, asked)) is not None
-        ]
+        """What the first operation that refuses them says of arguments that GraphQL's own types have refused: it names
+        every bad field, as over REST, where GraphQL has sentences only."""
+        for node in asked.fields:
+            if error := self._refusal(node, asked):
+                return [GraphQLError(error.detail, node, original_error=error)]
+        return []
 
     def _refusal(self, node: FieldNode, asked: "Asked") -> Invalid | None:
         operation = self._operations.get(node.name.value)
@@ -123,6 +138,8 @@ def graph() -> Graph:
 class Asked:
     """A question whose document was read."""
 
+    limit: int  # bytes of the request
+
     def __init__(
         self, graph: Graph, question: Question, document: Document, operation: OperationDefinitionNode
     ) -> None:
@@ -144,7 +161,7 @@ class Asked:
     async def answer(self, call: Call) -> Json:
         """The answer to a query or a mutation.
 
-        Raises: TooComplex, Unanswerable.
+        Raises: TooComplex, TooLarge, Unanswerable.
         """
         context = self._begin(call)
         result = execute(*self._how(context))
@@ -155,7 +172,7 @@ class Asked:
     async def answers(self, call: Call) -> AsyncGenerator[Json]:
         """The answers to a subscription, as they come.
 
-        Raises: TooComplex, Unanswerable, and what the stream raises.
+        Raises: TooComplex, TooLarge, Unanswerable, and what the stream raises.
         """
         context = self._begin(call)
         stream: Any = await create_source_event_stream(*self._how(context))

@@ -48,7 +48,7 @@ class Http:
 
 async def answer(scope: Scope, headers: Headers, body: bytes, identity: str) -> Reply:
     try:
-        asked = graph().open(read_question(scope, headers, body))
+        asked = await graph().open(read_question(scope, headers, body))
         call = await call_of(scope, headers, identity, asked)
         check_method(scope["method"], asked)
         return reply(200, await asked.answer(call), headers, identity)

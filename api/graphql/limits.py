@@ -1,6 +1,6 @@
 """What a document may ask for at once: weighed before anything in it is looked at more closely."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +11,8 @@ from graphql import (
     FragmentDefinitionNode,
     FragmentSpreadNode,
     GraphQLField,
+    GraphQLInputObjectType,
+    GraphQLList,
     GraphQLSchema,
     InlineFragmentNode,
     IntValueNode,
@@ -23,10 +25,13 @@ from graphql import (
     get_named_type,
     get_nullable_type,
     is_list_type,
+    type_from_ast,
 )
 
 from core.encoding import MAX_DEPTH as MAX_VALUE_DEPTH
-from core.errors import TooComplex
+from core.encoding import depth as depth_of
+from core.encoding import encode
+from core.errors import TooComplex, TooLarge
 
 MAX_TOKENS = 1_000  # some 50 ms to read and to validate, at worst; a query for the whole schema has 300
 MAX_DEPTH = 12  # of fields in fields
@@ -35,6 +40,7 @@ MAX_COST = 15_000  # fields of the answer, 5 µs each: a page of 1,000 events wi
 MAX_LIST = 1_000  # the longest page that an operation gives
 USUAL_LIST = 5  # the items that a list without a limit is reckoned to have
 INTROSPECTION = 1_000  # the cost of `__schema` or `__type`
+MAX_ITEMS = 100_000  # in lists of arguments, 10 µs each: as many events as one command appends
 
 
 @dataclass(slots=True)
@@ -52,10 +58,16 @@ class Weight:
 
 
 class Scale:
-    """Weighs the operations of one document; every fragment once, however often it is used."""
+    """Weighs the operations of one document; every fragment once, however often it is used.
 
-    def __init__(self, schema: GraphQLSchema, document: DocumentNode, variables: Mapping[str, Any]) -> None:
-        self._schema, self._variables = schema, variables
+    Parameters: the variables' values; how many bytes all values may have, once variables stand in their places.
+    """
+
+    def __init__(
+        self, schema: GraphQLSchema, document: DocumentNode, variables: Mapping[str, Any], limit: int
+    ) -> None:
+        self._schema, self._variables, self._limit = schema, variables, limit
+        self._uses: list[tuple[str, int]] = []  # of variables: the name, and how deep in a value
         self._fragments = {
             each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
         }
@@ -67,7 +79,7 @@ class Scale:
     def check(self) -> None:
         """Weigh all that validation will look at: what is asked for, and what only stands there.
 
-        Raises: TooComplex.
+        Raises: TooComplex, TooLarge.
         """
         try:
             for operation in self._operations:
@@ -76,6 +88,33 @@ class Scale:
                 judge(Weight(names=self._fragment(name, False).names))
         except RecursionError:
             raise TooComplex from None
+        self._check_uses()
+        self._check_items()
+
+    def _check_uses(self) -> None:
+        """Variables in values, and values that come several times: together no deeper and no larger than a body."""
+        if len(self._uses) == 1 and self._uses[0][1] == 1:  # is in the body as it is
+            return
+        texts = {name: text_of(self._variables.get(name)) for name, _ in self._uses}
+        if sum(len(texts[name]) for name, _ in self._uses) > self._limit:
+            raise TooLarge(f"With its variables it has more than {self._limit} bytes.", limit=self._limit)
+        depths = {name: depth_in(texts[name]) for name, place in self._uses if place > 1}
+        if any(place + depths[name] > MAX_VALUE_DEPTH + 1 for name, place in self._uses if place > 1):
+            raise too_deep()
+
+    def _check_items(self) -> None:
+        """Each is looked at by graphql-core, which knows no limit, before the operation is asked."""
+        kinds = {
+            each.variable.name.value: type_from_ast(self._schema, cast(Any, each.type))
+            for operation in self._operations
+            for each in operation.variable_definitions
+        }
+        count = 0
+        for name, _ in self._uses:
+            for length in lengths(self._variables.get(name), kinds.get(name)):
+                count += length
+                if count > MAX_ITEMS:
+                    raise TooComplex(f"More than {MAX_ITEMS} items.", limit=MAX_ITEMS)
 
     def _operation(self, operation: OperationDefinitionNode) -> Weight:
         roots = operation.selection_set
@@ -111,7 +150,7 @@ class Scale:
 
     def _field(self, node: FieldNode, parent: Any, is_page: bool) -> Weight:
         for argument in node.arguments:
-            check_depth(argument.value)
+            self._uses += check_depth(argument.value)
         if node.name.value.startswith("__"):
             return self._introspection(node)
         if node.selection_set is None:
@@ -170,13 +209,55 @@ def judge(weight: Weight) -> None:
             raise TooComplex(f"{name.capitalize()} {said}; at most {limit}.", limit=limit)
 
 
-def check_depth(value: ValueNode, depth: int = 1) -> None:
-    """Raises: TooComplex, for JSON in a document that nests deeper than it may in a body."""
+def too_deep() -> TooComplex:
+    return TooComplex(f"A value nests deeper than {MAX_VALUE_DEPTH}.", limit=MAX_VALUE_DEPTH)
+
+
+def check_depth(value: ValueNode, depth: int = 1) -> list[tuple[str, int]]:
+    """The variables in a value, and how deep each is.
+
+    Raises: TooComplex, for JSON in a document that nests deeper than it may in a body.
+    """
     if depth > MAX_VALUE_DEPTH + 1:
-        raise TooComplex(f"A value nests deeper than {MAX_VALUE_DEPTH}.", limit=MAX_VALUE_DEPTH)
+        raise too_deep()
+    if isinstance(value, VariableNode):
+        return [(value.name.value, depth)]
+    inside: list[ValueNode] = []
     if isinstance(value, ListValueNode):
-        for each in value.values:
-            check_depth(each, depth + 1)
+        inside = list(value.values)
     elif isinstance(value, ObjectValueNode):
-        for field in value.fields:
-            check_depth(field.value, depth + 1)
+        inside = [field.value for field in value.fields]
+    return [use for each in inside for use in check_depth(each, depth + 1)]
+
+
+def check_defaults(document: DocumentNode) -> None:
+    """Raises: TooComplex, for a variable's default that nests too deep."""
+    for each in document.definitions:
+        for variable in each.variable_definitions if isinstance(each, OperationDefinitionNode) else ():
+            if variable.default_value:
+                check_depth(variable.default_value)
+
+
+def text_of(value: Any) -> bytes:
+    """Raises: TooComplex, for a number in a default that JSON has no room for."""
+    try:
+        return encode(value)
+    except TypeError:
+        raise TooComplex("A number is too large.") from None
+
+
+def depth_in(text: bytes) -> int:
+    """How deep a value nests; one without brackets not at all."""
+    return depth_of(text) if text[:1] in (b"{", b"[") else 0
+
+
+def lengths(value: Any, kind: Any) -> Iterator[int]:
+    """Of the lists in a value, as far as its type has them: each before what is in it."""
+    kind = kind and get_nullable_type(kind)
+    if isinstance(kind, GraphQLList) and isinstance(value, list):
+        yield len(value)
+        for each in value:
+            yield from lengths(each, kind.of_type)
+    elif isinstance(kind, GraphQLInputObjectType) and isinstance(value, dict):
+        for name, field in kind.fields.items():
+            yield from lengths(value.get(name), field.type)

@@ -1,5 +1,6 @@
 """Documents: read once, kept for the next time; and the values in them, as operations know them."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from graphql import (
 )
 
 from api.graphql.context import Unanswerable
-from api.graphql.limits import MAX_TOKENS
-from core.errors import Malformed
+from api.graphql.limits import MAX_LIST, MAX_TOKENS
+from core.errors import Malformed, TooComplex
 
 KEPT_CHARACTERS = 64 << 10  # of documents that need not be read again; each is some 200 bytes of memory
+LONG = 16 << 10  # characters, from which on a document is read in a thread: escapes cost 0.5 µs each
 Json = dict[str, Any]
 
 
@@ -72,15 +74,12 @@ class Documents:
         self._kept: OrderedDict[str, Document] = OrderedDict()
         self._characters = 0
 
-    def read(self, text: str) -> Document:
-        """Raises: Malformed."""
+    async def read(self, text: str) -> Document:
+        """Raises: Unanswerable, TooComplex."""
         if known := self._kept.get(text):
             self._kept.move_to_end(text)
             return known
-        try:
-            return Document(parse(text, max_lexical_tokens=MAX_TOKENS, max_comments=MAX_TOKENS))
-        except GraphQLError as error:
-            raise Unanswerable([error]) from None
+        return await asyncio.to_thread(parsed, text) if len(text) > LONG else parsed(text)
 
     def keep(self, text: str, document: Document) -> None:
         if len(text) > KEPT_CHARACTERS // 4 or text in self._kept:
@@ -90,6 +89,16 @@ class Documents:
         while self._characters > KEPT_CHARACTERS:
             oldest, _ = self._kept.popitem(last=False)
             self._characters -= len(oldest)
+
+
+def parsed(text: str) -> Document:
+    """Raises: Unanswerable, TooComplex."""
+    try:
+        return Document(parse(text, max_lexical_tokens=MAX_TOKENS, max_comments=MAX_TOKENS))
+    except GraphQLError as error:
+        raise Unanswerable([error]) from None
+    except RecursionError:
+        raise TooComplex from None
 
 
 # -- values -------------------------------------------------------------------------------------------
@@ -107,10 +116,11 @@ def snake_case(name: str) -> str:
 
 
 def renamed(value: Any, kind: Any) -> Any:
-    """A value as the operation knows it: the fields of input objects by their own names, JSON untouched."""
+    """A value as the operation knows it: the fields of input objects by their own names, JSON untouched. Of a list
+    only as much as it takes to see that it is too long."""
     kind = kind and get_nullable_type(kind)
     if isinstance(kind, GraphQLList) and isinstance(value, list):
-        return [renamed(each, kind.of_type) for each in value]
+        return [renamed(each, kind.of_type) for each in value[: MAX_LIST + 1]]
     if not isinstance(kind, GraphQLInputObjectType) or not isinstance(value, dict):
         return value
     fields = {name: kind.fields.get(name) for name in value}

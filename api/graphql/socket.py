@@ -208,7 +208,7 @@ class Socket(AsyncWebsocketConsumer):
     async def _answers(
         self, payload: dict[str, Any], size: int, identity: str
     ) -> AsyncGenerator[dict[str, Any]]:
-        asked: Asked = graph().open(Question.read(payload, size))
+        asked: Asked = await graph().open(Question.read(payload, size))
         call = await self._identify(identity)
         if asked.kind.value != "subscription":
             yield await asked.answer(call)
