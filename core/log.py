@@ -18,7 +18,12 @@ COLUMNS = (
     "correlation_id, causation_id, recorded_at"
 )
 SELECT = f"select {COLUMNS} from core_event"
-AFTER = f"{SELECT} where id > %s and id <= %s order by id limit %s"
+# A page ends where its payloads, as they are stored, reach this; the first event is always in it.
+PAGE_BYTES = 1 << 20
+AFTER = f"""select {COLUMNS} from (
+    select *, sum(pg_column_size(data)) over (order by id) - pg_column_size(data) as before
+    from core_event where id > %s and id <= %s order by id limit %s) page
+where before < {PAGE_BYTES} order by id"""
 NAMED = f"""{SELECT} where namespace_id = $1 and event_id = any($2::uuid[])
 union all {SELECT} where namespace_id = $1 and event_id is null and id = any($3::bigint[])"""
 LAST = f"""select s.place, e.* from unnest(%s::text[]) with ordinality s(name, place) cross join lateral (
@@ -84,6 +89,11 @@ class Entry:
             self.namespace, place, self.stream, self.version, self.type, self.event_id, self.data, self.metadata,
             self.actor, self.correlation_id, self.causation_id,
         )  # fmt: skip
+
+    @property
+    def size(self) -> int:
+        """Characters of the payload."""
+        return len(self.data) + len(self.metadata or "")
 
     def public(self) -> dict[str, Any]:
         """The event as clients see it, its payload passed through unparsed."""

@@ -383,6 +383,9 @@ async def follow(
                     position = entry.position
                     if choice.takes(entry) and (not wanted or entry.stream in wanted):
                         yield {"event": entry.shared()}
+                if monotonic() >= due:
+                    yield {"heartbeat": {"position": position}}
+                    due = monotonic() + heartbeat_seconds
             # Also while the log grows with what is not wanted: who resumes has to know how far it came.
             if monotonic() >= due or not await grew(grown, due - monotonic()):
                 yield {"heartbeat": {"position": position}}
