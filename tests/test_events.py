@@ -470,3 +470,15 @@ def test_who_looks_for_what_is_rare_hears_how_far_it_came(lane: Door, served: Se
         return found
 
     assert served.do(heartbeats()) == [0, 1000, 2000, 3000, 4000]
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_page_ends_before_its_limit_where_it_gets_large(lane: Door, direction: str) -> None:
+    for _ in range(5):
+        lane("events.append", stream_id="s", event_type="t", data=token_hex(3_000_000))
+    page = lane("events.read", stream_id="s", direction=direction, limit=5)
+    assert (versions(page), page["has_more"]) == ([1, 2, 3] if direction == "forward" else [5, 4, 3], True)
+    log = lane("events.read_all", limit=5)
+    assert ([event["position"] for event in log["events"]], log["next_position"]) == ([1, 2, 3], 4)
+    rest = lane("events.read_all", from_position=4, limit=5)
+    assert ([event["position"] for event in rest["events"]], rest["has_more"]) == ([4, 5], False)
