@@ -36,7 +36,7 @@ from core.errors import (
     TooLarge,
     Unauthenticated,
 )
-from core.operations import Operation, Outcome, named, registry
+from core.operations import Operation, Outcome, problems_of, registry
 from core.runtime import every, runtime
 from core.sockets import TRUST
 from core.types import Text
@@ -52,7 +52,7 @@ CALL, WAIT, STREAM = "call", "wait", "stream"
 # Of the calls, these many may wait: the others end soon, so that the connection is read again.
 MOST = {WAIT: 200, STREAM: 100}
 ENVELOPE_BYTES = 1024  # of a frame, around the parameters
-HELD_BYTES = 32 << 20  # of calls under way, and of answers that a client lets lie
+HELD_BYTES = 32 << 20  # of calls under way, of calls that wait, and of answers that a client lets lie
 FINISH_SECONDS = 10.0  # for what is under way when the process stops
 REVIEW_SECONDS = 0.5
 REVIEWED_AT_ONCE = 200  # credentials; checking the signatures of so many tokens takes some 15 ms
@@ -128,7 +128,7 @@ def read(kind: type[Frame], found: dict[str, Any]) -> Frame:
     try:
         return kind.model_validate(found)
     except ValidationError as error:
-        raise Invalid([named(problem) for problem in error.errors(include_url=False)]) from None
+        raise Invalid(problems_of(error)) from None
 
 
 def operation_of(name: str) -> Operation:
@@ -313,8 +313,11 @@ class Socket(AsyncConsumer):
             limit = operation.max_bytes
             raise TooLarge(f"The parameters are larger than {limit} bytes.", limit=limit)
         work = Work(ask, operation, operation.parse(ask.params), size, self._next_identity())
+        ask.params = {}  # as objects they would take many times the frame, for as long as it waits
         if work.kind in MOST and self.counts[work.kind] >= MOST[work.kind]:
             raise FULL[work.kind](limit=MOST[work.kind])
+        if work.kind == WAIT and self.sizes[WAIT] + size > HELD_BYTES:
+            raise TooManyWaits(limit_bytes=HELD_BYTES)
         self._start(work)
         while self.counts[CALL] + self.counts[WAIT] >= CALLS or self.sizes[CALL] > HELD_BYTES:
             self._room = asyncio.get_running_loop().create_future()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # where no wake-up arrives.
 VERDICT_SECONDS = 4.0
 VERDICTS = 10_000
+NAMESPACE_LENGTH = 63
 _LOOPBACK = r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
 LOOPBACK_HOST = re.compile(_LOOPBACK, re.IGNORECASE)
 LOOPBACK_ORIGIN = re.compile(f"https?://{_LOOPBACK}", re.IGNORECASE)
@@ -148,7 +149,7 @@ def is_loopback(address: str) -> bool:
 
 
 def no_namespace(name: str) -> NotFound:
-    return NotFound("There is no such namespace.", namespace=name[:63])
+    return NotFound("There is no such namespace.", namespace=name[:NAMESPACE_LENGTH])
 
 
 class Namespaces:
@@ -169,6 +170,8 @@ class Namespaces:
     async def get(self, name: str) -> Namespace:
         if known := self._known.get(name):
             return known
+        if len(name) > NAMESPACE_LENGTH or not name.isprintable():
+            raise no_namespace(name)
         from core.database import rows
 
         found = await rows("select number from core_namespace where name = %s", [name])

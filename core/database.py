@@ -63,4 +63,6 @@ class Pool:
 
 pool = Pool(4)
 tail_pool = Pool(1)  # the tail's own: readers that keep the others busy must not hold up who waits
+FOLLOWERS = 2  # who follow a log and are behind read this many pages of it at a time
+follow_pool = Pool(FOLLOWERS)
 rows = pool.rows

@@ -1,11 +1,14 @@
 """JSON in and out, the same for every transport, the log and kept answers."""
 
+from itertools import accumulate
 from typing import Any
 
 import orjson
 from pydantic import BaseModel
 
 MAX_DEPTH = 64
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
 
 
 def _default(value: Any) -> Any:
@@ -45,21 +48,9 @@ def depth(body: bytes) -> int:
     """How deep arrays and objects nest; cheap for the common body, exact where it could matter."""
     if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
         return 1
-    deepest = level = 0
-    in_string = escaped = False
-    for byte in body:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in (0x7B, 0x5B):
-            level += 1
-            deepest = max(deepest, level)
-        elif byte in (0x7D, 0x5D):
-            level -= 1
-    return deepest
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(
+            b'\\"', b""
+        )  # what is left of quotes begins or ends a string
+    outside = b"".join(body.split(b'"')[::2])
+    return max(accumulate(map(_STEPS.__getitem__, outside.translate(None, _NO_BRACKETS))), default=0)

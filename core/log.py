@@ -18,7 +18,22 @@ COLUMNS = (
     "correlation_id, causation_id, recorded_at"
 )
 SELECT = f"select {COLUMNS} from core_event"
-AFTER = f"{SELECT} where id > %s and id <= %s order by id limit %s"
+
+
+def page(conditions: str, order: str, limit_bytes: int) -> str:
+    """The statement for a page of events: it ends at the limit, the last parameter, or where its payloads, as they are
+    stored, reach so many bytes; the first event is always in it. Each row ends with how many there are up to the
+    limit, which tells a page that ended before it."""
+    # The limit stands innermost: a window is looked through before it is cut.
+    return f"""select {COLUMNS}, there from (
+        select *, count(*) over () as there, sum(size) over (order by {order}) - size as before
+        from (select *, pg_column_size(data) as size from core_event where {conditions} order by {order} limit %s) near
+    ) page where before < {limit_bytes} order by {order}"""
+
+
+FOLLOWED_BYTES = 1 << 20
+READ_BYTES = 16 << 20
+AFTER = page("id > %s and id <= %s", "id", FOLLOWED_BYTES)
 NAMED = f"""{SELECT} where namespace_id = $1 and event_id = any($2::uuid[])
 union all {SELECT} where namespace_id = $1 and event_id is null and id = any($3::bigint[])"""
 LAST = f"""select s.place, e.* from unnest(%s::text[]) with ordinality s(name, place) cross join lateral (
@@ -85,6 +100,11 @@ class Entry:
             self.actor, self.correlation_id, self.causation_id,
         )  # fmt: skip
 
+    @property
+    def size(self) -> int:
+        """Characters of the payload."""
+        return len(self.data) + len(self.metadata or "")
+
     def public(self) -> dict[str, Any]:
         """The event as clients see it, its payload passed through unparsed."""
         return {
@@ -110,8 +130,8 @@ class Entry:
 
 
 def entry(namespace: int, row: tuple[Any, ...]) -> Entry:
-    """The entry of a row selected with COLUMNS."""
-    log_address, stream, version, kind, event_id, data, metadata, actor, correlation, causation, at = row
+    """The entry of a row selected with COLUMNS, and perhaps more after them."""
+    log_address, stream, version, kind, event_id, data, metadata, actor, correlation, causation, at, *_ = row
     return Entry(
         namespace, stream, version, kind, data, actor, metadata, event_id, correlation, causation,
         position_of(log_address), at,

@@ -12,7 +12,7 @@ from django.db import InterfaceError, OperationalError, close_old_connections
 
 from core.batch import Job
 from core.callers import Call, authorize
-from core.database import pool, tail_pool
+from core.database import follow_pool, pool, tail_pool
 from core.encoding import encode
 from core.engine import Engine
 from core.errors import OutcomeUnknown, Unavailable
@@ -66,6 +66,7 @@ class Runtime:
         self.loop.set_default_executor(ThreadPoolExecutor(THREADS, "syros-query"))
         await pool.open()
         await tail_pool.open()
+        await follow_pool.open()
         self.tail = Tail(self.waiters)
         self.tail.start()
         self.engine = Engine(self._deliver, self.waiters.expect, limit=settings.QUEUE_LIMIT)
@@ -87,6 +88,7 @@ class Runtime:
             await self.tail.stop()
         await pool.close()
         await tail_pool.close()
+        await follow_pool.close()
         self.engine = None
 
     def release_waiters(self) -> None:

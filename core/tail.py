@@ -18,7 +18,7 @@ from django.conf import settings
 
 from core import log
 from core.callers import verdicts
-from core.database import conninfo, rows, tail_pool
+from core.database import FOLLOWERS, Pool, conninfo, follow_pool, rows, tail_pool
 from core.errors import Gone, SyrosError, Unavailable
 from core.log import Entry
 from core.models import log_id
@@ -30,7 +30,8 @@ POLL_SECONDS = 1.0
 ALONE_SECONDS = 0.1
 TOGETHER_SECONDS = 0.005  # between two wake-ups; each costs both sides as much as a lock
 PAGE = 1000
-RING = 4096  # recent entries kept in memory for followers, a namespace, while somebody follows
+# Recent entries kept in memory for followers, a namespace, while somebody follows: so many, and so large together.
+RING, RING_BYTES = 4096, 16 << 20
 CHANNEL = "syros_log"
 ACCESS = "$access"  # the stream of changes to credentials and rights
 HEADS = """select n.number, greatest(n.floor, coalesce((select max(e.id) from core_event e
@@ -50,9 +51,21 @@ class Following:
         self.number = number
         self.head = -1  # the last position handed on; -1: not looked yet
         self.announced = 0  # the last position somebody told of
-        self.ring: deque[Entry] = deque(maxlen=RING)
+        self.ring: deque[Entry] = deque()
+        self.ring_bytes = 0
         self.listeners: set[asyncio.Event] = set()
         self.catching_up = False
+
+    def keep(self, entries: Sequence[Entry]) -> None:
+        """Keep the newest entries for those who follow."""
+        self.ring.extend(entries)
+        self.ring_bytes += sum(entry.size for entry in entries)
+        while len(self.ring) > RING or self.ring_bytes > RING_BYTES:
+            self.ring_bytes -= self.ring.popleft().size
+
+    def forget(self) -> None:
+        self.ring.clear()
+        self.ring_bytes = 0
 
 
 class Tail:
@@ -67,6 +80,7 @@ class Tail:
         self._redis: Any = None
         self._channel = ""
         self._releasing = False
+        self._reading = asyncio.Semaphore(FOLLOWERS)
         self.polled_at = 0.0
 
     # -- life ----------------------------------------------------------------------------------------
@@ -160,10 +174,10 @@ class Tail:
                     following.head = max(0, following.announced - 1)
                 if not self._interest(following):
                     # Nobody here waits or follows: knowing how far the log reaches is enough.
-                    following.ring.clear()
+                    following.forget()
                     following.head = following.announced
                     break
-                entries = await self._read(following.number, following.head, PAGE)
+                entries = await self._read(tail_pool, following.number, following.head)
                 if not entries:
                     break
                 self._hand_on(following, entries)
@@ -178,14 +192,15 @@ class Tail:
         following.announced = max(following.announced, following.head)
         self._waiters.notice(entries)
         if following.listeners:
-            following.ring.extend(entries)
+            following.keep(entries)
             for listener in following.listeners:
                 listener.set()
         else:
-            following.ring.clear()
+            following.forget()
 
-    async def _read(self, number: int, after: int, limit: int) -> list[Entry]:
-        rows = await tail_pool.rows(log.AFTER, [log_id(number, after), log_id(number + 1, 0) - 1, limit])
+    @staticmethod
+    async def _read(pool: Pool, number: int, after: int) -> list[Entry]:
+        rows = await pool.rows(log.AFTER, [log_id(number, after), log_id(number + 1, 0) - 1, PAGE])
         return [log.entry(number, row) for row in rows]
 
     # -- for those who follow ------------------------------------------------------------------------
@@ -201,8 +216,8 @@ class Tail:
         if self._releasing:
             raise Unavailable("This process is stopping.")
 
-    async def after(self, number: int, position: int, limit: int = PAGE) -> list[Entry]:
-        """The entries after a position, from memory when they are there.
+    async def after(self, number: int, position: int) -> list[Entry]:
+        """The next entries after a position, from memory when they are there: a page of them.
 
         Raises: Unavailable.
         """
@@ -213,8 +228,9 @@ class Tail:
         ring = following.ring
         if ring and ring[0].position <= position + 1 and ring[-1].position == following.head:
             start = position + 1 - ring[0].position
-            return [ring[i] for i in range(start, min(len(ring), start + limit))]
-        return await self._read(number, position, limit)
+            return [ring[i] for i in range(start, min(len(ring), start + PAGE))]
+        async with self._reading:  # in turn: a thousand who come back together all get there
+            return await self._read(follow_pool, number, position)
 
     @contextlib.contextmanager
     def listening(self, number: int) -> Any:
@@ -225,6 +241,8 @@ class Tail:
             yield event
         finally:
             following.listeners.discard(event)
+            if not following.listeners:
+                following.forget()
 
     async def bounds(self, number: int) -> tuple[int, int]:
         """The floor (pruned up to there) and the last position of a namespace's log, as the database says.

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, Field
 from core import log
 from core.batch import Transaction
 from core.callers import Call
-from core.database import rows
+from core.database import Row, rows
 from core.encoding import decode
 from core.errors import Invalid
 from core.log import Entry, RecordedEvent, place_id
@@ -215,15 +215,15 @@ async def read(
             conditions.append(condition)
             values.append(value)
     found = await rows(
-        f"{log.SELECT} where {' and '.join(conditions)} order by version {'' if forward else 'desc'} limit %s",
+        log.page(" and ".join(conditions), f"version {'' if forward else 'desc'}", log.READ_BYTES),
         [*values, limit + 1],
     )
     version = await rows(
         "select coalesce(max(version), 0) from core_event where namespace_id = %s and stream = %s",
         [call.namespace.number, stream_id],
     )
-    events = [log.entry(call.namespace.number, row).public() for row in found[:limit]]
-    return StreamPage(stream_id, events, version[0][0], len(found) > limit)  # type: ignore[arg-type]
+    events: Any = [log.entry(call.namespace.number, row).public() for row in found[:limit]]
+    return StreamPage(stream_id, events, version[0][0], has_more(found, limit))
 
 
 @query("GET events", returns=LogPage, hot=True)
@@ -338,14 +338,19 @@ async def log_page(number: int, position: int, head: int, choice: Choice, limit:
     where, values = choice.conditions()
     last = min(head, position + SEARCH - 1)
     found = await rows(
-        f"{log.SELECT} where id >= %s and id <= %s and {where} order by id limit %s",
+        log.page(f"id >= %s and id <= %s and {where}", "id", log.READ_BYTES),
         [log_id(number, position), log_id(number, last), *values, limit + 1],
     )
-    entries = [log.entry(number, row) for row in found]
-    more = len(entries) > limit
-    next_position = entries[limit].position if more else last + 1
-    events: Any = [entry.public() for entry in entries[:limit]]
+    entries = [log.entry(number, row) for row in found[:limit]]
+    more = has_more(found, limit)
+    next_position = entries[-1].position + 1 if more else last + 1
+    events: Any = [entry.public() for entry in entries]
     return LogPage(events, next_position, head, more or last < head)
+
+
+def has_more(page: Sequence[Row], limit: int) -> bool:
+    """Was there more than a page took, by number or by size?"""
+    return bool(page) and page[0][-1] > min(len(page), limit)
 
 
 @query("GET events/follow", returns=Followed)
@@ -383,6 +388,9 @@ async def follow(
                     position = entry.position
                     if choice.takes(entry) and (not wanted or entry.stream in wanted):
                         yield {"event": entry.shared()}
+                if monotonic() >= due:
+                    yield {"heartbeat": {"position": position}}
+                    due = monotonic() + heartbeat_seconds
             # Also while the log grows with what is not wanted: who resumes has to know how far it came.
             if monotonic() >= due or not await grew(grown, due - monotonic()):
                 yield {"heartbeat": {"position": position}}

@@ -580,6 +580,15 @@ def test_who_is_told_to_come_back_much_later_is_told_so() -> None:
     assert len(server.keys) == 1
 
 
+def test_what_is_never_sent_again_leaves_no_answer_to_keep() -> None:
+    server = Scripted(DONE, DONE)
+    with server, server.client as client:
+        client.call(*RELEASE, pauses=())
+        client.call(*RELEASE, pauses=(), idempotency_key="mine")
+        server.shutdown()
+    assert server.keys == [None, "mine"]
+
+
 def test_it_is_tried_a_few_times_only() -> None:
     server = Scripted(*[(0, "", {})] * 9)
     with server, server.client as client:
@@ -618,6 +627,41 @@ def test_who_waits_longer_than_a_request_may_asks_again(
         assert lease.end_at < lock.now() + 2.0
         lease.release()
     assert not lane("locks.get", key="a")["is_locked"]
+
+
+class Unconfirmed(Client):
+    """Its first renewal ends so."""
+
+    failure: BaseException | None
+
+    def call(self, name: str, *args: Any, **options: Any) -> Any:
+        if name == "locks.renew" and self.failure:
+            failure, self.failure = self.failure, None
+            raise failure
+        return super().call(name, *args, **options)
+
+
+@pytest.mark.parametrize("failure", [SystemExit(143), Unavailable("no answer")])
+def test_a_grant_that_is_not_confirmed_is_given_back(
+    served: Served, namespace: str, lane: Lane, later: Callable[..., Any], failure: BaseException
+) -> None:
+    """Also when it was waited for longer than its TTL: the server's lease began when it was granted."""
+    held = lane("locks.acquire", key="a", owner="alice")
+    with Unconfirmed(f"http://127.0.0.1:{served.port}", namespace=namespace) as client:
+        client.failure = failure
+        waiting = later(lock.acquire, client, "a", "bob", 1.0, 30.0)
+        until(lambda: lane("locks.get", key="a")["queue_length"])
+        time.sleep(1.1)
+        lane("locks.release", key="a", lock_id=held["lock_id"])
+        if isinstance(failure, SystemExit):
+            with pytest.raises(SystemExit):
+                waiting.result()
+        else:  # and asked for again, with nobody in the way
+            waiting.result().release()
+    events = lane("events.read", stream_id="$lock:a").value["events"]
+    happened = [event["event_type"].removeprefix("lock.") for event in events]
+    first, again = ["acquired", "queued", "released", "acquired", "released"], ["acquired", "released"]
+    assert happened == first + again * isinstance(failure, Unavailable)
 
 
 def test_a_lease_is_reckoned_from_the_request_that_was_confirmed(served: Served, namespace: str) -> None:

@@ -1,15 +1,20 @@
 """What the event store promises, through every door."""
 
+import asyncio
 import json
 import time
-from contextlib import closing
+from contextlib import aclosing, closing
+from secrets import token_hex
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from tests.doors import Door, Refused
+from core.callers import DEVELOPER, Call, namespaces
+from core.operations import registry
+from core.runtime import runtime
+from tests.doors import Door, Refused, Served
 
 
 def many(count: int, **more: Any) -> list[dict[str, Any]]:
@@ -406,3 +411,74 @@ def test_a_follower_sees_every_event_of_many_writers(lane: Door, later: Any) -> 
     for number in range(4):
         mine = [event["version"] for event in found if event["stream_id"] == f"s-{number}"]
         assert mine == list(range(1, 101))
+
+
+# -- who comes back late -----------------------------------------------------------------------------
+
+
+async def followed(namespace: str, last: int) -> list[int]:
+    """The positions that one who follows from the start is given, up to this one."""
+    operation = registry["events.follow"]
+    call = Call(DEVELOPER, await namespaces.get(namespace))
+    found = []
+    async with aclosing(runtime.stream(operation, call, operation.parse({"from_position": 1}))) as items:
+        async for item in items:
+            if event := item.get("event"):
+                found.append(event["position"])
+            if found and found[-1] == last:
+                return found
+    return found
+
+
+def test_a_page_of_the_log_ends_where_it_gets_large(lane: Door, served: Served) -> None:
+    for _ in range(5):
+        lane("events.append", stream_id="s", event_type="t", data=token_hex(300_000))
+    number = served.do(namespaces.get(lane.namespace)).number
+    assert runtime.tail
+    page = served.do(runtime.tail.after(number, 0))
+    assert [entry.position for entry in page] == [1, 2]
+    assert served.do(followed(lane.namespace, 5)) == [1, 2, 3, 4, 5]
+
+
+def test_many_who_come_back_together_all_get_there(lane: Door, served: Served) -> None:
+    for _ in range(3):
+        lane("events.append", stream_id="s", events=many(1000))
+
+    async def all_of_them() -> list[list[int]]:
+        return await asyncio.gather(*(followed(lane.namespace, 3000) for _ in range(100)))
+
+    for positions in served.do(all_of_them()):
+        assert positions == list(range(1, 3001))
+
+
+def test_who_looks_for_what_is_rare_hears_how_far_it_came(lane: Door, served: Served) -> None:
+    """Who is broken off before the first event goes on there, and not at the beginning again."""
+    for _ in range(4):
+        lane("events.append", stream_id="s", events=many(1000))
+
+    async def heartbeats() -> list[int]:
+        operation = registry["events.follow"]
+        call = Call(DEVELOPER, await namespaces.get(lane.namespace))
+        params = operation.parse({"from_position": 1, "category": "none", "heartbeat_seconds": 1})
+        params["heartbeat_seconds"] = 0  # sooner than clients may ask for it
+        found = []
+        async with aclosing(runtime.stream(operation, call, params)) as items:
+            async for item in items:
+                found.append(item["heartbeat"]["position"])
+                if found[-1] == 4000:
+                    return found
+        return found
+
+    assert served.do(heartbeats()) == [0, 1000, 2000, 3000, 4000]
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_page_ends_before_its_limit_where_it_gets_large(lane: Door, direction: str) -> None:
+    for _ in range(5):
+        lane("events.append", stream_id="s", event_type="t", data=token_hex(3_000_000))
+    page = lane("events.read", stream_id="s", direction=direction, limit=5)
+    assert (versions(page), page["has_more"]) == ([1, 2, 3] if direction == "forward" else [5, 4, 3], True)
+    log = lane("events.read_all", limit=5)
+    assert ([event["position"] for event in log["events"]], log["next_position"]) == ([1, 2, 3], 4)
+    rest = lane("events.read_all", from_position=4, limit=5)
+    assert ([event["position"] for event in rest["events"]], rest["has_more"]) == ([4, 5], False)

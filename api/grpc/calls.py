@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
-from weakref import WeakValueDictionary
 
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
@@ -16,7 +18,7 @@ from api.grpc.status import refuse
 from api.messages import messages
 from api.requests import NAMES, Headers
 from core.callers import ANONYMOUS, Call
-from core.errors import Internal, Malformed, SyrosError, TooLarge
+from core.errors import Internal, Malformed, SyrosError, TooLarge, TooManyOperations
 from core.operations import Operation, Outcome
 from core.runtime import runtime
 
@@ -24,9 +26,8 @@ logger = logging.getLogger("syros.grpc")
 
 REQUEST_SECONDS = 60.0  # for a message to arrive whole
 STRANGER_SECONDS = 10.0  # the same, for a caller who need not say who it is
-# How many of these are listened to at a time, of one address: each may send as much as the largest message takes.
-STRANGERS = 32
-strangers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+STRANGERS = 32  # calls of one address, of those who need not say who they are: each may send 16 MiB
+PROCESS_STRANGERS = 200  # of all addresses
 _READ = NAMES.keys() - {"host", "origin"}
 
 
@@ -66,9 +67,29 @@ async def receive(context: Context, seconds: float) -> bytes:
     return found
 
 
-async def receive_from_stranger(context: Context) -> bytes:
-    async with strangers.setdefault(peer_of(context), asyncio.Semaphore(STRANGERS)):
-        return await receive(context, STRANGER_SECONDS)
+class Places:
+    """Room for calls that need no credentials: so many of an address, so many of all. Who finds none is refused at
+    once, and those who have credentials are not affected.
+    """
+
+    def __init__(self) -> None:
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def take(self, peer: str, most: int, most_of_all: int) -> Iterator[None]:
+        """Raises: TooManyOperations."""
+        if self._taken[peer] >= most or self._taken.total() >= most_of_all:
+            raise TooManyOperations("Too many calls without credentials are under way.", limit=most)
+        self._taken[peer] += 1
+        try:
+            yield
+        finally:
+            self._taken[peer] -= 1
+            if not self._taken[peer]:
+                del self._taken[peer]
+
+
+strangers = Places()  # who call anonymous operations
 
 
 def decoded(kind: type[Message], body: bytes) -> Any:
@@ -99,8 +120,9 @@ class Method:
         headers = headers_of(context)
         identity = requests.request_id(headers)
         try:
-            call, params = await self._asked(context, headers, identity)
-            outcome = await self._run(context, headers, call, params)
+            with self._place(context):
+                call, params = await self._asked(context, headers, identity)
+                outcome = await self._run(context, headers, call, params)
             reply = self._reply(outcome.value)
             context.set_trailing_metadata(told(outcome, identity))
             return reply
@@ -128,6 +150,11 @@ class Method:
         except Exception as error:
             refuse(context, as_syros_error(error, self._operation.name, identity), identity)
 
+    def _place(self, context: Context) -> AbstractContextManager[None]:
+        if not self._operation.anonymous:
+            return nullcontext()
+        return strangers.take(peer_of(context), STRANGERS, PROCESS_STRANGERS)
+
     async def _run(self, context: Context, headers: Headers, call: Call, params: dict[str, Any]) -> Outcome:
         if not params.get("wait_seconds"):
             return await runtime.run(self._operation, call, params)
@@ -141,7 +168,7 @@ class Method:
         """
         if self._operation.anonymous:
             call = await requests.call_by(ANONYMOUS, headers, identity)
-            body = await receive_from_stranger(context)
+            body = await receive(context, STRANGER_SECONDS)
         else:
             peer = "" if requests.credential(headers) else peer_of(context)
             call = await requests.call_of(headers, identity, peer)

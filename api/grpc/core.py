@@ -24,17 +24,22 @@ def is_of_interest(record: logging.LogRecord) -> bool:
 
 logging.getLogger("grpc._cython.cygrpc").addFilter(is_of_interest)
 
-CALLS = 10_000  # of all peers under way; more are told to come again
+CALLS = 10_000  # of methods that need credentials, of all peers under way; more are told to come again
+Methods = Mapping[str, grpc.RpcMethodHandler]
 
 
 class Server(cygrpc.AioServer):
-    """Serves methods by their paths (`/package.Service/Method`)."""
+    """Serves methods by their paths (`/package.Service/Method`). Those that are open to everybody see for themselves
+    that they are not too many, and take no room from the others.
+    """
 
-    def __init__(self, options: list[tuple[str, Any]], methods: Mapping[str, grpc.RpcMethodHandler]) -> None:
+    def __init__(self, options: list[tuple[str, Any]], methods: Methods, open_methods: Methods) -> None:
         super().__init__(asyncio.get_running_loop(), None, (), (), options, None)
-        self._methods = methods
+        self._methods = {**methods, **open_methods}
         self._calls: set[asyncio.Task[None]] = set()
-        self.add_registered_method_handlers(dict(methods))
+        self._open_calls: set[asyncio.Task[None]] = set()
+        self._open_methods = open_methods
+        self.add_registered_method_handlers(self._methods)
 
     def _make_request_call_future(self, path: bytes | None) -> "asyncio.Task[None]":
         """Called by grpcio at the start, for each path and for all others, and again when what it was given failed."""
@@ -43,10 +48,12 @@ class Server(cygrpc.AioServer):
     async def _take(self, path: str) -> None:
         """Take the calls of a method until the server ends, which is an exception to grpcio."""
         loop, key = asyncio.get_running_loop(), path.encode()
+        is_open = path in self._open_methods
+        calls = self._open_calls if is_open else self._calls
         while True:
             state = await self._request_registered_call(key)
-            work = cygrpc._handle_rpc(path, self, (), state, loop, len(self._calls) >= CALLS)
-            self._keep(loop.create_task(cygrpc._schedule_rpc_coro(work, state, loop, path)))
+            work = cygrpc._handle_rpc(path, self, (), state, loop, not is_open and len(calls) >= CALLS)
+            keep(calls, loop.create_task(cygrpc._schedule_rpc_coro(work, state, loop, path)))
 
     def resolve_handler(self, details: Any) -> grpc.RpcMethodHandler:
         return self._methods[details.method]
@@ -55,11 +62,13 @@ class Server(cygrpc.AioServer):
         loop = asyncio.get_running_loop()
         while True:
             state = await self._request_call()
-            self._keep(loop.create_task(refuse(cygrpc._ServicerContext(state, None, None, loop))))
+            context = cygrpc._ServicerContext(state, None, None, loop)
+            keep(self._open_calls, loop.create_task(refuse(context)))
 
-    def _keep(self, task: "asyncio.Task[None]") -> None:
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+
+def keep(calls: "set[asyncio.Task[None]]", task: "asyncio.Task[None]") -> None:
+    calls.add(task)
+    task.add_done_callback(calls.discard)
 
 
 async def refuse(context: Any) -> None:

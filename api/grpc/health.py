@@ -16,12 +16,18 @@ from grpc_health.v1.health_pb2 import (
 )
 
 from api import health
-from api.grpc.calls import decoded, receive_from_stranger
+from api.grpc.calls import Places, decoded, peer_of, receive
 from api.grpc.status import refuse
 from core.errors import SyrosError
 
 logger = logging.getLogger("syros.grpc")
 
+CHECK_SECONDS = 3.0  # for a message of a few bytes to arrive
+CHECKS, PROCESS_CHECKS = 32, 200  # of one address and of all: messages awaited
+WATCHES, PROCESS_WATCHES = (
+    200,
+    1000,
+)  # clients watch once for each of their connections, maybe through one proxy
 LOOK_SECONDS, AGAIN_SECONDS = 5.0, 0.5  # while all is well, and while it is not
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
@@ -35,6 +41,7 @@ class Health:
         self._status: int = NOT_SERVING
         self._said = asyncio.Event()
         self._left = False
+        self._checks, self._watches = Places(), Places()
 
     async def follow(self) -> None:
         """Look again and again whether this process can do its work."""
@@ -55,7 +62,7 @@ class Health:
     # -- the methods ---------------------------------------------------------------------------------
 
     async def check(self, _: object, context: Context) -> bytes:
-        if (request := await asked(HealthCheckRequest, context)) is None:
+        if (request := await self._asked(HealthCheckRequest, context)) is None:
             return b""
         if request.service not in self._services:
             context.set_code(StatusCode.NOT_FOUND)
@@ -63,8 +70,15 @@ class Health:
 
     async def watch(self, _: object, context: Context) -> None:
         """Say the status and each change of it. What is unknown is said so, and not an error."""
-        if (request := await asked(HealthCheckRequest, context)) is None:
+        if (request := await self._asked(HealthCheckRequest, context)) is None:
             return
+        try:
+            with self._watches.take(peer_of(context), WATCHES, PROCESS_WATCHES):
+                await self._tell(request, context)
+        except SyrosError as error:
+            refuse(context, error, "")
+
+    async def _tell(self, request: Any, context: Context) -> None:
         last = None
         while True:
             said, status = self._said, self._status if request.service in self._services else UNKNOWN
@@ -76,20 +90,20 @@ class Health:
             await said.wait()
 
     async def list(self, _: object, context: Context) -> bytes:
-        if await asked(HealthListRequest, context) is None:
+        if await self._asked(HealthListRequest, context) is None:
             return b""
         statuses = {name: HealthCheckResponse(status=self._status) for name in self._services}
         found: bytes = HealthListResponse(statuses=statuses).SerializeToString()
         return found
 
-
-async def asked(kind: type[Message], context: Context) -> Any:
-    """What the peer asks; None, if it does not, and the call is refused."""
-    try:
-        return decoded(kind, await receive_from_stranger(context))
-    except SyrosError as error:
-        refuse(context, error, "")
-        return None
+    async def _asked(self, kind: type[Message], context: Context) -> Any:
+        """What the peer asks; None, if it does not, and the call is refused."""
+        try:
+            with self._checks.take(peer_of(context), CHECKS, PROCESS_CHECKS):
+                return decoded(kind, await receive(context, CHECK_SECONDS))
+        except SyrosError as error:
+            refuse(context, error, "")
+            return None
 
 
 async def is_ready() -> bool:

@@ -14,10 +14,20 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
-from api.grpc.calls import Method, decoded, receive_from_stranger
+from api.grpc.calls import (
+    PROCESS_STRANGERS,
+    STRANGER_SECONDS,
+    STRANGERS,
+    Method,
+    Places,
+    decoded,
+    peer_of,
+    receive,
+)
 from api.grpc.core import Server
 from api.grpc.execute import Commands
 from api.grpc.health import Health
+from api.grpc.status import refuse
 from api.messages import messages
 from api.proto import contract, full, method_of, service_of
 from core.errors import SyrosError
@@ -53,7 +63,7 @@ class Grpc:
         Raises: OSError, when the port or a certificate cannot be had.
         """
         commands, health = Commands(contract().operations, messages()), Health(contract().services)
-        server = Server(OPTIONS, dict(methods(commands, health)))
+        server = Server(OPTIONS, dict(methods(commands)), dict(open_methods(health)))
         self._listen(server)
         await server.start()
         following = asyncio.ensure_future(health.follow())
@@ -78,20 +88,34 @@ def credentials() -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
 
 
-def methods(commands: Commands, health: Health) -> Iterator[tuple[str, grpc.RpcMethodHandler]]:
-    """Path and handler of every method. Each reads its messages itself, so that it knows the caller before."""
-    one, many = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-    for operation in contract().operations:
-        method = Method(operation)
-        handler = many(method.stream) if operation.streams else one(method.answer)
-        yield f"/{full(service_of(operation))}/{method_of(operation)}", handler
+# Each method reads its messages itself, so that it knows the caller before.
+one, many = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+Methods = Iterator[tuple[str, grpc.RpcMethodHandler]]
+
+
+def methods(commands: Commands) -> Methods:
+    """Path and handler of every method whose caller must say who it is."""
+    yield from operations(anonymous=False)
     yield f"/{full('CoordinationService')}/Execute", many(commands.execute)
+
+
+def open_methods(health: Health) -> Methods:
+    """Path and handler of every other one."""
+    yield from operations(anonymous=True)
     yield f"/{HEALTH}/Check", one(health.check)
     yield f"/{HEALTH}/List", one(health.list)
     yield f"/{HEALTH}/Watch", many(health.watch)
     reflect = Reflection()
     for name in REFLECTION:
         yield f"/{name}/ServerReflectionInfo", many(reflect.answer)
+
+
+def operations(*, anonymous: bool) -> Methods:
+    for operation in contract().operations:
+        if operation.anonymous == anonymous:
+            method = Method(operation)
+            handler = many(method.stream) if operation.streams else one(method.answer)
+            yield f"/{full(service_of(operation))}/{method_of(operation)}", handler
 
 
 class Reflection:
@@ -103,17 +127,22 @@ class Reflection:
             pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
         names = [*contract().services, HEALTH, REFLECTION[1]]
         self._servicer = reflection.ReflectionServicer(names, pool=pool)
+        self._places = Places()
 
     async def answer(self, _: object, context: Context) -> None:
-        async for found in self._servicer.ServerReflectionInfo(questions(context), context):
-            await context.write(found.SerializeToString())
+        try:
+            with self._places.take(peer_of(context), STRANGERS, PROCESS_STRANGERS):
+                async for found in self._servicer.ServerReflectionInfo(questions(context), context):
+                    await context.write(found.SerializeToString())
+        except SyrosError as error:
+            refuse(context, error, "")
 
 
 async def questions(context: Context) -> AsyncIterator[Any]:
     """What a peer asks, until it asks no more or for some time not."""
     while True:
         try:
-            body = await receive_from_stranger(context)
+            body = await receive(context, STRANGER_SECONDS)
             yield decoded(reflection_pb2.ServerReflectionRequest, body)
         except SyrosError:
             return

@@ -40,7 +40,10 @@ class Cli(Door):
         code, out, err = run(line, environment)
         if code == 0:
             return Answer(operation.status, json.loads(out))
-        problem = json.loads(err)
+        # The server is in this process as well: what it logs meanwhile goes to the same stderr.
+        problems = [line for line in err.splitlines() if line.startswith("{")]
+        assert problems, f"no problem, and no answer either: {code} {err} {out}"
+        problem = json.loads(problems[-1])
         return Answer(problem["status"], problem)
 
 

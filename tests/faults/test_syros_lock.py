@@ -329,6 +329,20 @@ def test_a_lock_that_was_taken_away(couple: Couple, program: Program, nature: st
     assert program.is_gone()
 
 
+def test_who_can_tell_nobody_ends_it_as_soon(couple: Couple, program: Program) -> None:
+    """Its stderr is a pipe that nobody reads any more."""
+    program.start("--ttl", "9", nature="polite").alive()
+    assert program.process
+    assert program.process.stderr
+    program.process.stderr.close()
+    taken_away(couple, program)
+    taken_at = time.monotonic()
+    assert program.process.wait(30) == 1
+    assert (
+        program.last < taken_at + 4.5
+    )  # told so after a third of the TTL; without a renewal it ends after 6.3 s
+
+
 def test_a_lock_that_may_be_lost(couple: Couple, program: Program) -> None:
     program.start("--ttl", "1", "--on-lost", "ignore", nature="polite").alive()
     taken_away(couple, program)

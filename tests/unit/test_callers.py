@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 
 from core import callers
-from core.callers import DEVELOPER, SYSTEM, Caller, Verdicts, authorize, developer, identify, is_loopback
-from core.errors import Forbidden, SyrosError, Unauthenticated
+from core.callers import (
+    DEVELOPER,
+    SYSTEM,
+    Caller,
+    Verdicts,
+    authorize,
+    developer,
+    identify,
+    is_loopback,
+    namespaces,
+)
+from core.errors import Forbidden, NotFound, SyrosError, Unauthenticated
 from core.operations import registry
 
 ALICE = Caller("user:alice")
@@ -270,3 +280,10 @@ def test_refusals_are_problems() -> None:
     assert issubclass(Forbidden, SyrosError)
     assert (Forbidden.status, Unauthenticated.status) == (403, 401)
     assert Unauthenticated.headers == {"WWW-Authenticate": "Bearer"}
+
+
+@pytest.mark.parametrize("name", ["\0", "a\nb", "x" * 64])
+def test_what_can_be_no_namespace_is_not_looked_for(name: str) -> None:
+    """In a unit test there is no database to ask."""
+    with pytest.raises(NotFound):
+        asyncio.run(namespaces.get(name))

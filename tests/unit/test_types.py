@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from core import types
+from core.errors import Invalid
+from core.operations import MAX_PROBLEMS, registry
 from core.types import encode_cursor
 
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:@/+=-"
@@ -255,3 +257,16 @@ def test_wait_is_0_to_300_seconds() -> None:
         "greater_than_equal",
         "less_than_equal",
     ]
+
+
+def test_fields_beyond_number_are_counted_and_not_named() -> None:
+    many = {f"x{number}": 0 for number in range(MAX_PROBLEMS + 1)}
+    with pytest.raises(Invalid) as refused:
+        registry["locks.get"].parse({"key": "a", **many})
+    (problem,) = refused.value.extra["errors"]
+    assert (problem["pointer"], problem["code"]) == ("/", "too_many")
+    assert problem["detail"].startswith(f"{MAX_PROBLEMS + 1} fields")
+    many.popitem()
+    with pytest.raises(Invalid) as refused:
+        registry["locks.get"].parse({"key": "a", **many})
+    assert len(refused.value.extra["errors"]) == MAX_PROBLEMS

@@ -91,14 +91,14 @@ class Client:
     ) -> Any:
         """The answer of an operation.
 
-        A command gets an Idempotency-Key, so that it is carried out once however often it is sent; what was lost or is
-        `retryable` is sent again after each of `pauses`, or after Retry-After. `timeout`: seconds for one answer,
-        beside `wait_seconds`.
+        What was lost or is `retryable` is sent again after each of `pauses`, or after Retry-After. A command that may
+        be sent again gets an Idempotency-Key, so that it is carried out once. `timeout`: seconds for one answer, beside
+        `wait_seconds`.
 
         Raises: Refused, Unavailable.
         """
         operation, params = operations()[name], dict(params or {})
-        if operation.kind == "command":
+        if operation.kind == "command" and pauses:
             idempotency_key = idempotency_key or uuid.uuid4().hex
         seconds = timeout + float(params.get("wait_seconds") or 0) * operation.waits
         left = iter(pauses)

@@ -6,6 +6,7 @@ Three processes: this one renews the lease; the program runs in a session of its
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from syros.cli import guardian
@@ -47,7 +48,9 @@ def hold(
 
 
 def say(text: str) -> None:
-    print(f"syros: {text}", file=sys.stderr, flush=True)
+    """Tell people, if anybody reads it: the program is kept and ended all the same."""
+    with contextlib.suppress(OSError):
+        print(f"syros: {text}", file=sys.stderr, flush=True)
 
 
 def acquire(client: Client, key: str, owner: str, ttl: float, wait: float) -> Lease:
@@ -68,13 +71,23 @@ def acquire(client: Client, key: str, owner: str, ttl: float, wait: float) -> Le
                 told = str(error)
                 time.sleep(AGAIN_SECONDS)
             continue
-        if now() >= lease.renew_at:  # it was waited for, and is known to be held only from now on
-            lease.renew()
-        if now() < lease.ask_at and not lease.lost:
+        if confirm(lease):
             return lease
-        lease.release()
         if now() >= deadline:
             raise Unavailable(f"{key} was granted, and the lease could not be confirmed in time")
+
+
+def confirm(lease: Lease) -> bool:
+    """Is there time to run something under a new lease? Else, and when a signal ends us here, it is given back."""
+    is_held = False
+    try:
+        if now() >= lease.renew_at:  # it was waited for, and is known to be held only from now on
+            lease.renew()
+        is_held = now() < lease.ask_at and not lease.lost
+        return is_held
+    finally:
+        if not is_held:
+            lease.release()
 
 
 def passes(error: SyrosError) -> bool:
@@ -92,6 +105,7 @@ class Lease:
     ttl: float
     sent_at: float
     lost: str = ""  # why it is held no more
+    answered_at: float = field(default_factory=now)
 
     @property
     def names(self) -> dict[str, Any]:
@@ -129,11 +143,12 @@ class Lease:
         except Unavailable:
             pass
         else:
-            self.sent_at = sent_at
+            self.sent_at, self.answered_at = sent_at, now()
 
     def release(self) -> None:
-        """Give it back, if it is held; if that cannot be said, it ends by itself."""
-        left = self.sent_at + self.ttl - now()
+        """Give it back, if it may be held: after a wait, the server's lease is a younger one than what is safe to
+        believe. If that cannot be said, it ends by itself."""
+        left = self.answered_at + self.ttl - now()
         if self.lost or left <= 0:
             return
         seconds, pauses = (RELEASE_SECONDS, PAUSES) if left > RELEASE_SECONDS else (left, ())
@@ -232,8 +247,8 @@ class Run:
         while not self._over.wait(max(lease.renew_at - now(), min(AGAIN_SECONDS, lease.ttl / 10))):
             lease.renew()
             if lease.lost:
-                say(f"the lock is lost: {lease.lost}")
                 self._order(now(), min(lease.end_at, now() + lease.grace))
+                say(f"the lock is lost: {lease.lost}")
                 return
             self._order(lease.ask_at, lease.end_at)
 
