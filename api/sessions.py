@@ -13,8 +13,10 @@ from django.db import InterfaceError, OperationalError, close_old_connections
 from django.http import HttpRequest, parse_cookie
 from rest_framework.authentication import CSRFCheck
 
-from core.callers import Caller, verdicts
+from core.callers import Caller, Verdicts
 from core.errors import Forbidden, Unavailable
+
+sessions = Verdicts()  # apart from those on credentials: a session's key is none
 
 
 def caller_of(user: Any) -> Caller:
@@ -63,11 +65,10 @@ async def by_key(key: str) -> Caller | None:
 
     Raises: Unavailable.
     """
-    remembered = f"session\n{key}"  # no header can hold that
-    if known := verdicts.get(remembered):
+    if known := sessions.get(key):
         return known
     if found := await asyncio.to_thread(look_up, key):
-        verdicts.put(remembered, found)
+        sessions.put(key, found)
     return found
 
 

@@ -46,8 +46,11 @@ decode = orjson.loads
 
 def depth(body: bytes) -> int:
     """How deep arrays and objects nest; cheap for the common body, exact where it could matter."""
-    if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
-        return 1
+    return 1 if body.count(b"{") + body.count(b"[") <= MAX_DEPTH else nesting(body)
+
+
+def nesting(body: bytes) -> int:
+    """How deep arrays and objects nest, exactly."""
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(
             b'\\"', b""

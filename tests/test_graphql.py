@@ -314,8 +314,7 @@ def test_a_long_list_is_refused_as_over_rest(ask: Asker) -> None:
     problem = ask.post({"query": query, "variables": {"e": [{"eventType": "t", "data": 1}] * 1001}}).json()
     assert problem["errors"][0]["extensions"]["errors"][0]["pointer"] == "/events"
     problem = ask.refused(query, 422, e=[{}] * 3000)
-    assert len(problem["errors"]) <= 3 * 1001
-    assert {error["pointer"] for error in problem["errors"]} >= {"/events/0/event_type"}
+    assert {error["pointer"] for error in problem["errors"]} == {"/events"}
 
 
 def test_only_the_first_bad_field_is_explained(ask: Asker) -> None:
@@ -351,7 +350,10 @@ def test_a_default_nests_no_deeper_than_a_body(ask: Asker, depth: int) -> None:
         document = query.format("[" * depth + "]" * depth)
         name = "B" if "query B" in query else None
         answer = ask.post({"query": document, "operationName": name})
-        assert (answer.status_code, answer.json()["errors"][0]["extensions"]["code"]) == (400, "too_complex")
+        assert answer.status_code == 400
+        # What is deeper still, the parser itself refuses.
+        code = "too_complex" if depth < 200 else "malformed"
+        assert answer.json()["errors"][0]["extensions"]["code"] == code
 
 
 def test_a_default_that_is_no_json_is_refused(ask: Asker) -> None:
@@ -707,3 +709,13 @@ def test_the_door_s_documents_are_the_schema_s(served: Served, namespace: str) -
         "waiters { ticket owner mode permits since deadline } } }"
     )
     assert SCHEMA.exists()
+
+
+# -- who is nobody yet ------------------------------------------------------------------------------
+
+
+def test_of_who_is_nobody_only_little_is_read(ask: Asker, production: None) -> None:
+    big = {"query": "{ __typename }", "variables": {"x": "y" * (64 << 10)}}
+    assert ask.post(big).status_code == 413
+    assert ask.post(big, Authorization="Bearer nonsense").status_code == 413
+    assert ask.post({"query": "{ authWhoami { principal } }"}).status_code == 401

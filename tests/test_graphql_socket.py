@@ -1,5 +1,6 @@
 """GraphQL over WebSocket: graphql-transport-ws by the letter, subscriptions, and what a socket may do."""
 
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -394,6 +395,27 @@ def test_who_does_not_read_holds_up_nobody_and_is_not_waited_for_long(
         lane("events.append", stream_id="s", events=big)
         assert len(quick.events("1", 40)) == 40
     until(lambda: listeners() == before + 1)  # the slow one's has ended
+    assert slow.closed() == 1008  # and it is told
     lane("events.append", stream_id="s", event_type="Last", data=1)
     assert quick.events("1", 1)[0]["eventType"] == "Last"
     slow.connection.socket.close()
+
+
+def test_a_closed_connection_keeps_nothing_of_what_was_asked(peer: Open) -> None:
+    gc.collect()
+    gc.disable()  # the collector's next long look may be far away
+    try:
+        socket = peer().begin()
+        socket.subscribe("1", FOLLOW)
+        socket.next("1")
+        (consumer,) = [each for each in gc.get_objects() if type(each) is door.Socket and each._operations]
+        socket.connection.close()
+        until(lambda: consumer._operations == {} and consumer._timer is None)
+    finally:
+        gc.enable()
+
+
+def test_a_session_s_key_is_no_credential(peer: Open, production: None) -> None:
+    socket = peer()
+    socket.say("connection_init", payload={"x-api-key": "session\nkey"})
+    assert socket.closed() == 4401

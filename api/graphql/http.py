@@ -11,7 +11,7 @@ from api.graphql.context import Unanswerable, refusal
 from api.lane import App, Disconnected, Receive, Scope, Send, read, read_headers, while_connected, write
 from api.requests import Headers
 from api.sessions import by_session
-from core.callers import ANONYMOUS, Call, identify
+from core.callers import ANONYMOUS, Call, Caller, identify
 from core.encoding import encode
 from core.errors import Internal, Invalid, MethodNotAllowed, NotAcceptable, SyrosError
 from core.express import Reply
@@ -19,6 +19,7 @@ from core.operations import registry
 
 logger = logging.getLogger("syros.graphql")
 
+STRANGER_BYTES = 64 << 10  # of a body whose sender is nobody yet; a login is small
 RESPONSE = "application/graphql-response+json"
 
 
@@ -38,18 +39,22 @@ class Http:
             return
         identity = requests.request_id(headers)
         try:
-            body = await read(receive, headers, self._limit)
-            await write(send, await while_connected(answer(scope, headers, body, identity), receive))
+            caller = await caller_of(scope, headers)
+            limit = self._limit if isinstance(caller, Caller) else STRANGER_BYTES
+            body = await read(receive, headers, limit)
+            await write(send, await while_connected(answer(scope, headers, body, identity, caller), receive))
         except SyrosError as error:
             await write(send, refused(error, headers, identity))
         except Disconnected:
             return
 
 
-async def answer(scope: Scope, headers: Headers, body: bytes, identity: str) -> Reply:
+async def answer(
+    scope: Scope, headers: Headers, body: bytes, identity: str, caller: Caller | SyrosError
+) -> Reply:
     try:
         asked = await graph().open(read_question(scope, headers, body))
-        call = await call_of(scope, headers, identity, asked)
+        call = await call_of(caller, headers, identity, asked)
         check_method(scope["method"], asked)
         return reply(200, await asked.answer(call), headers, identity)
     except (SyrosError, Unanswerable) as error:
@@ -87,17 +92,23 @@ def check_method(method: str, asked: Asked) -> None:
         raise MethodNotAllowed("Mutations are posted.", allow=["POST"])
 
 
-async def call_of(scope: Scope, headers: Headers, identity: str, asked: Asked) -> Call:
-    """Who asks: by a credential, by the session of a browser, or nobody where nobody needs to be known.
+async def caller_of(scope: Scope, headers: Headers) -> Caller | SyrosError:
+    """Who asks, by a credential or by the session of a browser; or why that is nobody, which some may be."""
+    credential = requests.credential(headers)
+    peer, origin = scope["client"][0] if scope["client"] else "", headers.origin or None
+    try:
+        known = None if credential else await by_session(scope)
+        return known or await identify(credential, peer=peer, host=headers.host, origin=origin)
+    except SyrosError as error:
+        return error
 
-    Raises: Unauthenticated, Forbidden, NotFound (of the namespace), Invalid.
-    """
+
+async def call_of(caller: Caller | SyrosError, headers: Headers, identity: str, asked: Asked) -> Call:
+    """Raises: why the caller is nobody, where somebody must ask; NotFound (of the namespace), Invalid."""
     if asked.is_anonymous:
         return await requests.call_by(ANONYMOUS, headers, identity)
-    credential = requests.credential(headers)
-    caller = None if credential else await by_session(scope)
-    peer = scope["client"][0] if scope["client"] else ""
-    caller = caller or await identify(credential, peer=peer, host=headers.host, origin=headers.origin or None)
+    if isinstance(caller, SyrosError):
+        raise caller
     return await requests.call_by(caller, headers, identity)
 
 

@@ -29,11 +29,10 @@ from graphql import (
 )
 
 from core.encoding import MAX_DEPTH as MAX_VALUE_DEPTH
-from core.encoding import depth as depth_of
-from core.encoding import encode
+from core.encoding import encode, nesting
 from core.errors import TooComplex, TooLarge
 
-MAX_TOKENS = 1_000  # some 50 ms to read and to validate, at worst; a query for the whole schema has 300
+MAX_TOKENS = 1_000  # a query for the whole schema has 300
 MAX_DEPTH = 12  # of fields in fields
 MAX_NAMES = 30  # root fields, aliases, fields written twice, fragments used: they make a small document large
 MAX_COST = 15_000  # fields of the answer, 5 µs each: a page of 1,000 events with all that belongs to it fits
@@ -235,7 +234,7 @@ def check_defaults(document: DocumentNode) -> None:
     for each in document.definitions:
         for variable in each.variable_definitions if isinstance(each, OperationDefinitionNode) else ():
             if variable.default_value:
-                check_depth(variable.default_value)
+                check_depth(variable.default_value, 2)
 
 
 def text_of(value: Any) -> bytes:
@@ -248,7 +247,7 @@ def text_of(value: Any) -> bytes:
 
 def depth_in(text: bytes) -> int:
     """How deep a value nests; one without brackets not at all."""
-    return depth_of(text) if text[:1] in (b"{", b"[") else 0
+    return nesting(text) if text[:1] in (b"{", b"[") else 0
 
 
 def lengths(value: Any, kind: Any) -> Iterator[int]:

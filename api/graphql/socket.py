@@ -49,6 +49,9 @@ class Closed(Exception):
         super().__init__(reason)
 
 
+TOO_SLOW = Closed(CloseCode.POLICY_VIOLATION, "you do not read what you asked for")
+
+
 class Gone(Exception):
     """The client went away, or does not read what it asked for."""
 
@@ -90,6 +93,9 @@ class Socket(AsyncWebsocketConsumer):
                 await asyncio.wait(self._operations.values(), timeout=FINISH_SECONDS)
             await self._end(Closed(CloseCode.SERVICE_RESTART, "this process is stopping"))
         await asyncio.gather(*self._cancel(), return_exceptions=True)
+        # Tasks and their connection hold each other: what they took would stay until the collector's next long look.
+        self._operations.clear()
+        self._timer = self._call = None
 
     def _cancel(self) -> "list[asyncio.Task[None]]":
         """End everything but the task that asks for it."""
@@ -113,7 +119,7 @@ class Socket(AsyncWebsocketConsumer):
         except Unavailable as error:
             await self._end(Closed(TRY_LATER, error.detail))
         except Gone:
-            self._cancel()
+            await self._end(TOO_SLOW)
 
     async def say(self, kind: str, **more: Any) -> None:
         """Raises: Gone."""
@@ -139,7 +145,11 @@ class Socket(AsyncWebsocketConsumer):
         if not isinstance(payload, dict):
             raise Closed(INVALID, "payload is an object")
         for name, value in payload.items():
-            if (attribute := CREDENTIALS.get(name.lower())) and isinstance(value, str):
+            if (
+                (attribute := CREDENTIALS.get(name.lower()))
+                and isinstance(value, str)
+                and value.isprintable()
+            ):
                 setattr(self._headers, attribute, value)
         self._call = await self._identify()
         if self._timer:
@@ -179,13 +189,18 @@ class Socket(AsyncWebsocketConsumer):
         identity = requests.request_id(Headers())
         try:
             last = await self._tell(name, payload, size, identity)
-            # The name may be used again as soon as the client hears of the end.
-            self._operations.pop(name, None)
+            self._forget(name)  # it may be used again as soon as the client hears of the end
             await self.say(**last, id=name)
         except Closed as closed:
             await self._end(closed)
         except Gone:
-            return
+            await self._end(TOO_SLOW)
+        finally:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        if self._operations.get(name) is asyncio.current_task():
+            del self._operations[name]
 
     async def _tell(self, name: str, payload: dict[str, Any], size: int, identity: str) -> dict[str, Any]:
         """Send the answers as they come; what is to be said last is given back.
