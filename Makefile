@@ -34,7 +34,7 @@ bench: .venv/serves ## measure, beside etcd where it is installed
 	$(BIN)/python -m bench
 
 pins: .venv/tests ## write down the versions of everything below the requirements
-	$(BIN)/pip freeze > constraints.txt
+	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
 clean: ## forget the environment and the data
 	rm -rf .venv var
@@ -43,8 +43,8 @@ clean: ## forget the environment and the data
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Syros needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 
-.venv/serves: requirements.txt constraints.txt | .venv/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+.venv/serves: requirements.txt constraints.txt sdks/python/pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -e ./sdks/python
 	@touch $@
 
 .venv/tests: requirements-dev.txt .venv/serves

@@ -11,8 +11,10 @@ from typing import Any
 from graphql import build_schema, find_breaking_changes
 
 Schema = Mapping[str, Any]
+Comparison = Callable[[Schema, Schema, str], Iterator[str]]
 LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems")
 UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems")
+FORMS = ("pattern", "format")  # whether one is narrower than another cannot be told
 
 
 def parameters(old: Schema, new: Schema, at: str) -> Iterator[str]:
@@ -60,6 +62,9 @@ def _limits(sent: Schema, expected: Schema, at: str) -> Iterator[str]:
             limit, was = expected[name], sent.get(name)
             if was is None or (was < limit if name in LOWER else was > limit):
                 yield f"{at}: {name} of {limit} where it was {was}"
+    for name in FORMS:
+        if name in expected and sent.get(name) != expected[name]:
+            yield f"{at}: {name} {sent.get(name)} where {expected[name]} is expected"
 
 
 def _words(sent: Schema, expected: Schema, at: str) -> Iterator[str]:
@@ -116,30 +121,42 @@ def in_openapi(old: Schema, new: Schema) -> Iterator[str]:
             if after is None:
                 yield f"{name}: {method.upper()} {path} is gone"
                 continue
-            yield from parameters(_query(old, operation), _query(new, after), name)
-            yield from parameters(_body(old, operation), _body(new, after), name)
+            if after["operationId"] != name:
+                yield f"{name}: is called {after['operationId']} now"
+            yield from parameters(_listed(old, operation), _listed(new, after), name)
+            yield from _body(old, operation, new, after)
             yield from _answers(old, operation, new, after)
+            yield from _security(old, operation, new, after)
 
 
-def _query(document: Schema, operation: Schema) -> Schema:
+def _listed(document: Schema, operation: Schema) -> Schema:
     """The parameters in path, query and headers, as one object."""
-    listed = operation.get("parameters", ())
+    listed = {f"{each['in']}.{each['name']}": each for each in operation.get("parameters", ())}
     return {
         "type": "object",
-        "properties": {each["name"]: resolved(document, each["schema"]) for each in listed},
-        "required": [each["name"] for each in listed if each.get("required")],
+        "properties": {name: resolved(document, each["schema"]) for name, each in listed.items()},
+        "required": [name for name, each in listed.items() if each.get("required")],
     }
 
 
-def _body(document: Schema, operation: Schema) -> Schema:
-    body = operation.get("requestBody", {})
-    return _content(document, body) or {"type": "object", "properties": {}}
+def _body(old: Schema, operation: Schema, new: Schema, after: Schema) -> Iterator[str]:
+    at, had, has = operation["operationId"], operation.get("requestBody", {}), after.get("requestBody", {})
+    if has.get("required") and not had.get("required"):
+        yield f"{at}: a body is required now"
+    yield from _contents(old, had, new, has, at, parameters)
 
 
-def _content(document: Schema, holder: Schema) -> Any:
-    for kind in holder.get("content", {}).values():
-        return resolved(document, kind.get("schema", {}))
-    return {}
+def _contents(
+    old: Schema, had: Schema, new: Schema, has: Schema, at: str, compare: Comparison
+) -> Iterator[str]:
+    """A body or an answer: each content type that there was."""
+    left = has.get("content", {})
+    for kind, before in had.get("content", {}).items():
+        if kind not in left:
+            yield f"{at}: {kind} is gone"
+        else:
+            schemas = resolved(old, before.get("schema", {})), resolved(new, left[kind].get("schema", {}))
+            yield from compare(*schemas, at)
 
 
 def _answers(old: Schema, operation: Schema, new: Schema, after: Schema) -> Iterator[str]:
@@ -148,7 +165,50 @@ def _answers(old: Schema, operation: Schema, new: Schema, after: Schema) -> Iter
         if status not in after["responses"]:
             yield f"{at}: is gone"
         else:
-            yield from answers(_content(old, response), _content(new, after["responses"][status]), at)
+            yield from _contents(old, response, new, after["responses"][status], at, answers)
+
+
+def _security(old: Schema, operation: Schema, new: Schema, after: Schema) -> Iterator[str]:
+    """What sufficed as credentials suffices still: an alternative asks for no more than that."""
+    asked = list(map(set, _credentials(new, after)))
+    for given in map(set, _credentials(old, operation)):
+        if not any(each <= given for each in asked):
+            known = " and ".join(sorted(given)) or "to be anonymous"
+            yield f"{operation['operationId']}: {known} is not enough any more"
+
+
+def _credentials(document: Schema, operation: Schema) -> list[Schema]:
+    """The alternatives, each with its schemes; where nothing is said, none is needed."""
+    return operation.get("security", document.get("security")) or [{}]
+
+
+def in_operations(old: Schema, new: Schema) -> Iterator[str]:
+    """What breaks between two versions of the operations that the command line is made from."""
+    left = {operation["name"]: operation for operation in new["operations"]}
+    for operation in old["operations"]:
+        name = operation["name"]
+        if name not in left:
+            yield f"{name}: is gone"
+        else:
+            yield from parameters(_options(operation), _options(left[name]), name)
+
+
+def _options(operation: Schema) -> Schema:
+    """What a command takes, by every name, as one object."""
+    listed = operation["parameters"]
+    return {
+        "type": "object",
+        "properties": {
+            name: _option(each) for each in listed for name in (each["name"], *each.get("aliases", ()))
+        },
+        "required": [each["name"] for each in listed if each.get("required")],
+    }
+
+
+def _option(parameter: Schema) -> Schema:
+    one = {key: parameter[key] for key in ("type", "enum") if key in parameter}
+    whole = {"type": "array", "items": one} if parameter.get("list") else one
+    return {**whole, **parameter.get("limits", {})}
 
 
 def in_asyncapi(old: Schema, new: Schema) -> Iterator[str]:
@@ -169,7 +229,7 @@ def _messages(
     had: Schema,
     new: Schema,
     has: Schema,
-    compare: Callable[[Schema, Schema, str], Iterator[str]],
+    compare: Comparison,
 ) -> Iterator[str]:
     left = {reference["$ref"] for reference in has["messages"]}
     for reference in had["messages"]:
@@ -188,7 +248,7 @@ def in_sdl(old: str, new: str) -> Iterator[str]:
 
 
 def in_proto(old: str, new: str) -> Iterator[str]:
-    """What breaks between two versions of a .proto file of ours: a field, its type or its number."""
+    """What breaks between two versions of a .proto file of ours: its package, a field, its type or its number."""
     had, has = members(old), members(new)
     for name, what in had.items():
         if name not in has:
@@ -198,12 +258,17 @@ def in_proto(old: str, new: str) -> Iterator[str]:
 
 
 def members(text: str) -> dict[str, str]:
-    """`Message.field: "repeated string = 3"` and `Service.Method: "(…) returns (…)"` of a .proto file."""
+    """`Message.field: "repeated string = 3"`, `Message.choice: "oneof"`, `Service.Method: "(…) returns (…)"` and
+    `package: "…"` of a .proto file."""
     found: dict[str, str] = {}
     holder = ""
     for line in text.splitlines():
         if start := re.match(r"(?:message|service) (\w+) \{", line):
             holder = start[1]
+        elif package := re.match(r"package ([\w.]+);", line):
+            found["package"] = package[1]
+        elif choice := re.match(r"\s+oneof (\w+) \{", line):
+            found[f"{holder}.{choice[1]}"] = "oneof"
         elif method := re.match(r"  rpc (\w+)(.*);", line):
             found[f"{holder}.{method[1]}"] = method[2]
         elif member := re.match(r"\s+([\w. ]+) (\w+) = (\d+);", line):

@@ -36,6 +36,8 @@ def broken(path: str, old: str, new: str) -> Iterator[str]:
         yield from breaking.in_openapi(json.loads(old), json.loads(new))
     elif path.endswith("asyncapi.json"):
         yield from breaking.in_asyncapi(json.loads(old), json.loads(new))
+    elif path.endswith("operations.json"):
+        yield from breaking.in_operations(json.loads(old), json.loads(new))
     elif path.endswith(".graphql"):
         yield from breaking.in_sdl(old, new)
     elif path.endswith(".proto"):

@@ -93,8 +93,13 @@ JWT_SECRET = env("JWT_SECRET", "", "security.jwt_secret")
 # Secrets that stand in somebody's README, so that they are none.
 KNOWN_SECRETS = {"secret", "changeme", "change-me", "your-secret-key", "your-super-secret-jwt-key"}
 SECRET_IS_SAFE = len(JWT_SECRET) >= 32 and JWT_SECRET.lower() not in KNOWN_SECRETS
-if DEV and not JWT_SECRET:
-    JWT_SECRET = kept_secret(VAR / "secrets" / "jwt")
+# Without one, development makes its own; that is also the secret of whoever works on the database it is for.
+KEPT_SECRET = VAR / "secrets" / "jwt"
+SECRET_IS_KEPT = not JWT_SECRET and (
+    DEV or (os.access(KEPT_SECRET, os.R_OK) and saved("DATABASE_URL") == DATABASE_URL)
+)
+if SECRET_IS_KEPT:
+    JWT_SECRET = kept_secret(KEPT_SECRET)
 QUEUE_LIMIT = envint("SYROS_QUEUE_LIMIT", 10_000)
 IDEMPOTENCY_HOURS = envint("SYROS_IDEMPOTENCY_HOURS", 72)
 

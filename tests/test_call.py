@@ -1,20 +1,27 @@
 """`manage.py call`: one operation, in a process of its own, on the database itself."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from django.core.management.base import CommandError
+from websockets.sync.client import connect
 
 from api.management.commands.call import find, parameters
 from core.errors import Malformed, SyrosError
 from core.operations import registry
 from tests.doors import Door
+from tests.races.processes import Syros
+from tests.servers import WORKER, database
 from tests.test_locks import until
+from tests.websockets import Peer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -103,6 +110,69 @@ def test_who_is_interrupted_while_it_waits_leaves_the_queue(lane: Door) -> None:
     assert lane("locks.get", key="a")["queue_length"] == 0
     events = lane("events.read", stream_id="$lock:a").value["events"]
     assert [event["event_type"] for event in events][-1] == "lock.withdrawn"
+
+
+# -- beside a server of `make serve` -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Syros]:
+    """A server in development mode, with a secret that it made itself."""
+    environ = {
+        **os.environ, "DATABASE_URL": database(f"syros_laptop_{WORKER}"), "SYROS_DEV": "1",
+        "SYROS_VAR": str(tmp_path_factory.mktemp("var")),
+    }  # fmt: skip
+    del environ["JWT_SECRET"]
+    found = Syros(environ, role=None)
+    try:
+        yield found.start()
+    finally:
+        found.end()
+
+
+def beside(laptop: Syros, *line: str, **environment: str) -> tuple[int, str, str]:
+    """A command in a shell where SYROS_DEV is not set."""
+    kept = {name: value for name, value in laptop.environ.items() if name != "SYROS_DEV"}
+    found = subprocess.run(
+        [sys.executable, "manage.py", *line], cwd=ROOT, env={**kept, **environment}, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return found.returncode, found.stdout, found.stderr
+
+
+def test_a_key_that_it_makes_is_good(laptop: Syros) -> None:
+    code, out, err = beside(laptop, "call", "api_keys.create", "name=k")
+    assert (code, err) == (0, "")
+    key = json.loads(out)
+    found = httpx.get(f"http://127.0.0.1:{laptop.port}/api/v1/auth/whoami", headers={"X-API-Key": key["key"]})
+    assert found.json()["principal"] == f"key:{key['id']}"
+
+
+def test_who_is_disconnected_is_disconnected(laptop: Syros) -> None:
+    with connect(f"ws://127.0.0.1:{laptop.port}/ws") as connection:
+        peer = Peer(connection, "default")
+        assert peer.ask("auth.whoami")["status"] == 200
+        assert beside(laptop, "disconnect", "developer")[0] == 0
+        assert peer.closed() == (4403, "closed by an operator")
+
+
+OTHERS = {"JWT_SECRET": "changeme"}, {"DATABASE_URL": "postgresql://db.example.com/syros"}
+
+
+@pytest.mark.parametrize("line", [("call", "auth.whoami"), ("disconnect", "developer"), ("serve", "web")])
+@pytest.mark.parametrize("environment", OTHERS)
+def test_a_secret_that_is_not_the_servers_is_refused(
+    laptop: Syros, line: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    code, out, err = beside(laptop, *line, **environment)
+    assert (code, out) == (1, "")
+    assert "JWT_SECRET is missing, well known or shorter" in err
+
+
+def test_nothing_serves_in_earnest_with_a_secret_made_for_development(laptop: Syros) -> None:
+    code, _, err = beside(laptop, "serve", "web", *laptop.address)
+    assert code == 1
+    assert "JWT_SECRET is missing" in err
 
 
 # -- reading the line --------------------------------------------------------------------------------

@@ -41,10 +41,21 @@ def test_what_breaks_clients_is_not_written(place: Path) -> None:
     complaints = StringIO()
     with pytest.raises(CommandError, match="Nothing was written"):
         call_command("make_contracts", stderr=complaints)
-    assert "locks_acquire.colour: is gone" in complaints.getvalue()
+    assert "locks_acquire.query.colour: is gone" in complaints.getvalue()
     assert (place / OPENAPI).read_text() == before
     call_command("make_contracts", breaking=True, stdout=StringIO(), stderr=StringIO())
     assert contracts.changed(place) == {}
+
+
+def test_what_breaks_the_command_line_is_not_written(place: Path) -> None:
+    file = place / "sdks/python/syros/operations.json"
+    document = json.loads(file.read_text())
+    document["operations"].append({"name": "locks.paint", "parameters": []})
+    file.write_text(json.dumps(document))
+    complaints = StringIO()
+    with pytest.raises(CommandError, match="Nothing was written"):
+        call_command("make_contracts", stderr=complaints)
+    assert complaints.getvalue() == "breaks clients: locks.paint: is gone\n"
 
 
 def test_what_only_adds_is_written(place: Path) -> None:

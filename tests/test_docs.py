@@ -373,6 +373,20 @@ def test_the_two_commands_are_in_the_readme() -> None:
     }
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/cli.md"])
+def test_the_command_line_is_where_they_say(document: str) -> None:
+    """`make serve` installs it, with what it needs at the versions that are pinned."""
+    assert ".venv/bin/syros" in read(document)
+    made = subprocess.run(
+        ["make", "-nB", ".venv/serves"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert "./sdks/python" in made
+    project = tomllib.loads(read("sdks/python/pyproject.toml"))["project"]
+    assert "syros" in project["scripts"]
+    needed = {re.split(r"\W", each)[0] for each in project["dependencies"] if "python_version" not in each}
+    assert needed <= {line.partition("==")[0].lower() for line in read("constraints.txt").splitlines()}
+
+
 @pytest.mark.parametrize("document", ALL)
 def test_every_manage_command_takes_what_it_is_given(document: str) -> None:
     for piece in code(read(document)):

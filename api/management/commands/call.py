@@ -12,6 +12,7 @@ from api import requests
 from core.callers import SYSTEM, Call, namespaces
 from core.encoding import MAX_DEPTH, decode, depth, encode
 from core.errors import Malformed, SyrosError
+from core.management.commands.serve import check_secret
 from core.operations import Operation, registry
 from core.runtime import runtime
 
@@ -35,6 +36,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         operation = find(options["operation"])
+        check_secret(may_be_kept=True)  # an API key made with another one would be good for nothing
         try:
             params = parameters(operation, options["json"], options["values"])
             asyncio.run(self.carry_out(operation, params, options))

@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 from redis import RedisError
 
 from api.websocket import close_everywhere
+from core.management.commands.serve import check_secret
 
 
 class Command(BaseCommand):
@@ -19,6 +20,7 @@ class Command(BaseCommand):
         parser.add_argument("principal", help="user:alice or key:9f2c…, as auth.whoami answers it")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        check_secret(may_be_kept=True)  # with another one, it would speak where nobody listens
         try:
             async_to_sync(close_everywhere)(options["principal"])
         except (RedisError, OSError) as error:

@@ -96,13 +96,18 @@ def open_port(host: str, port: int, name: str, count: int) -> list[socket.socket
         raise CommandError(f"Cannot listen on {host}:{port} ({setting}): {error.strerror}.") from error
 
 
-def check_secret() -> None:
-    """Refuse to serve behind a secret that others know."""
-    if not settings.DEV and not settings.SECRET_IS_SAFE:
-        raise CommandError(
-            "JWT_SECRET is missing, well known or shorter than 32 characters. Set it (or JWT_SECRET_FILE), "
-            "or SYROS_DEV=1 on a laptop."
-        )
+def check_secret(*, may_be_kept: bool = False) -> None:
+    """Refuse to go on with a secret that others know, or that is not the servers'.
+
+    Parameter: `may_be_kept`, the one that development made for its database will do; not to serve with, in earnest.
+    Raises: CommandError.
+    """
+    if settings.DEV or settings.SECRET_IS_SAFE or (may_be_kept and settings.SECRET_IS_KEPT):
+        return
+    raise CommandError(
+        "JWT_SECRET is missing, well known or shorter than 32 characters. Set it (or JWT_SECRET_FILE), "
+        "or SYROS_DEV=1 on a laptop."
+    )
 
 
 def check_urls() -> None:
