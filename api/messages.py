@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from google.protobuf import descriptor_pool, message_factory, struct_pb2, timestamp_pb2
@@ -28,6 +29,7 @@ from api.proto import (
     shapes_of,
 )
 from core.encoding import decode, encode
+from core.errors import Invalid
 from core.operations import MAX_NUMBER, Operation
 
 # Decoders of protobuf take 100 levels of messages, and an object of JSON takes three. What nests deeper goes as text.
@@ -43,6 +45,10 @@ class Misfit:
 
 
 MISFIT = Misfit()
+
+# What is not known costs more to look at, byte by byte, than all else: so only this much of it is, and named.
+UNKNOWN_BYTES = 4096
+UNKNOWN_FIELDS = 100
 
 
 # -- the classes -------------------------------------------------------------------------------------
@@ -181,6 +187,18 @@ def messages() -> Messages:
     return Messages(contract())
 
 
+def build(kind: type[Message], parts: Values) -> Message:
+    """The message of these keyword arguments, the items of its lists one by one: other threads have their turns
+    between them."""
+    lists = {name: part for name, part in parts.items() if isinstance(part, list)}
+    found = kind(**{name: part for name, part in parts.items() if name not in lists})
+    for name, part in lists.items():
+        field = getattr(found, name)
+        for one in part:
+            field.add(**one) if isinstance(one, dict) else field.append(one)
+    return found
+
+
 # -- reading -----------------------------------------------------------------------------------------
 
 
@@ -197,15 +215,32 @@ def compile_reader(converters: Mapping[int, Read]) -> Read:
     return read
 
 
+def check_known(message: Message, body: bytes) -> None:
+    """Refuse a message that is, with all in it, made of more unknown fields than anybody looks at.
+
+    Raises: Invalid.
+    """
+    if len(body) <= UNKNOWN_BYTES:
+        return
+    known = type(message).FromString(body)
+    known.DiscardUnknownFields()
+    size = (
+        known.ByteSize()
+    )  # which is as dear as writing it: so the whole is measured only where it has to be
+    if len(body) - size > UNKNOWN_BYTES and (unknown := message.ByteSize() - size) > UNKNOWN_BYTES:
+        detail = f"{unknown} bytes are of fields that are not known, too many to name them"
+        raise Invalid([{"pointer": "/", "code": "extra_forbidden", "detail": detail}])
+
+
 def add_unknown(message: Message, unknown: Any, found: Values) -> None:
-    """Fields whose number is not known, and known ones that came with another wire type than theirs."""
+    """The first fields whose number is not known, and known ones that came with another wire type than theirs."""
     known = message.DESCRIPTOR.fields_by_number
-    for each in unknown:
+    for each in islice(unknown, UNKNOWN_FIELDS):
         field = known.get(each.field_number)
         if field is None:
             found[str(each.field_number)] = MISFIT
         elif field.is_repeated:
-            found[field.name] = [*found.get(field.name, ()), MISFIT]
+            found.setdefault(field.name, []).append(MISFIT)
         else:
             found[field.name] = MISFIT
 

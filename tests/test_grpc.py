@@ -25,14 +25,15 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from api.grpc import calls, core, execute, health, server
 from api.grpc.server import Grpc
-from api.grpc.status import code_of
+from api.grpc.status import code_of, fitted
 from api.messages import messages
 from api.pages import known
-from core.errors import OutcomeUnknown, SyrosError, TooManyOperations, Unavailable
+from core.errors import Invalid, OutcomeUnknown, SyrosError, TooManyOperations, Unavailable
+from core.operations import registry
 from core.runtime import runtime
 from tests.doors import Lane, Refused, Served, free_port
 from tests.doors.grpc import Grpc as GrpcDoor
-from tests.doors.grpc import Stream, channel
+from tests.doors.grpc import Stream, channel, varint
 from tests.test_events import many
 from tests.test_locks import queue, until
 
@@ -266,6 +267,62 @@ def test_a_thousand_bad_fields_are_still_an_answer(door: GrpcDoor) -> None:
         door("events.append", stream_id="s", events=[{"event_type": "ü" * 300} for _ in range(500)])
     assert refused.value.code == "invalid"
     assert 5 < len(refused.value.problem["errors"]) < 1000
+
+
+def unknown_fields(count: int) -> bytes:
+    """So many, of different numbers, each empty."""
+    numbers = (n << 3 | 2 for n in range(1000, 1000 + count))
+    return b"".join(varint(number) + b"\0" for number in numbers)
+
+
+def test_unknown_fields_are_named_but_not_for_ever(door: GrpcDoor) -> None:
+    with pytest.raises(grpc.RpcError) as error:
+        ask(door.channel, ACQUIRE, acquire("me").SerializeToString() + unknown_fields(3), door.namespace)
+    found = json.loads(dict(error.value.trailing_metadata())["syros-problem-bin"])
+    assert [each["pointer"] for each in found["errors"]] == ["/1000", "/1001", "/1002"]
+    with pytest.raises(grpc.RpcError) as error:
+        ask(door.channel, ACQUIRE, acquire("me").SerializeToString() + unknown_fields(2000), door.namespace)
+    found = json.loads(dict(error.value.trailing_metadata())["syros-problem-bin"])
+    assert [(each["pointer"], each["code"]) for each in found["errors"]] == [("/", "extra_forbidden")]
+    assert "bytes are of fields that are not known" in found["errors"][0]["detail"]
+
+
+def test_a_message_of_nothing_but_unknown_fields_costs_next_to_nothing() -> None:
+    method, body = calls.Method(registry["locks.acquire"]), unknown_fields(250_000)
+    started = time.thread_time()
+    with pytest.raises(Invalid):
+        method._params(body)
+    assert time.thread_time() - started < 0.1
+
+
+def test_a_million_errors_are_cut_at_once() -> None:
+    problem = {"detail": "no", "errors": [{"pointer": f"/{n}", "code": "x"} for n in range(1_000_000)]}
+    started = time.thread_time()
+    assert 5 < len(fitted(problem)["errors"]) < 100
+    assert time.thread_time() - started < 0.05
+
+
+def test_large_messages_are_converted_beside_the_loop(
+    served: Served, door: GrpcDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, list[str]] = {"read": [], "written": []}
+    read, written = calls.Method._params, calls.Method._written
+
+    def spy(name: str, work: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def spied(self: Any, what: Any) -> Any:
+            threads[name].append(threading.current_thread().name.partition("_")[0])
+            return work(self, what)
+
+        return spied
+
+    monkeypatch.setattr(calls.Method, "_params", spy("read", read))
+    monkeypatch.setattr(calls.Method, "_written", spy("written", written))
+    for size, is_beside in ((10, False), (100_000, True)):
+        door("events.append", stream_id=f"s{size}", event_type="t", data={"x": ["y" * size]})
+        assert door("events.read", stream_id=f"s{size}")["events"][0]["data"] == {"x": ["y" * size]}
+        found = threads["read"][-2] == "syros-grpc", threads["written"][-1] == "syros-grpc"
+        assert found == (is_beside, is_beside)
+        assert "syros-grpc" not in (threads["read"][-1], threads["written"][-2])  # the small ones
 
 
 def test_an_owner_of_any_characters_can_be_told_of(door: GrpcDoor) -> None:

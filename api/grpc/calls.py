@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -15,9 +16,10 @@ from grpc.aio import ServicerContext as Context
 
 from api import requests
 from api.grpc.status import refuse
-from api.messages import messages
+from api.messages import build, check_known, messages
 from api.requests import NAMES, Headers
 from core.callers import ANONYMOUS, Call
+from core.encoding import encode
 from core.errors import Internal, Malformed, SyrosError, TooLarge, TooManyOperations
 from core.operations import Operation, Outcome
 from core.runtime import runtime
@@ -28,6 +30,8 @@ REQUEST_SECONDS = 60.0  # for a message to arrive whole
 STRANGER_SECONDS = 10.0  # the same, for a caller who need not say who it is
 STRANGERS = 32  # calls of one address, of those who need not say who they are: each may send 16 MiB
 PROCESS_STRANGERS = 200  # of all addresses
+LARGE = 64 << 10  # bytes; 1 MiB takes some 0.3 s to be read or written
+converters = ThreadPoolExecutor(2, "syros-grpc")  # not the threads of queries: these would wait
 _READ = NAMES.keys() - {"host", "origin"}
 
 
@@ -99,6 +103,13 @@ def decoded(kind: type[Message], body: bytes) -> Any:
         raise Malformed(f"Not a {kind.DESCRIPTOR.full_name}, or one that nests too deep.") from None
 
 
+async def converted(size: int, convert: Callable[..., Any], *what: Any) -> Any:
+    """What a conversion gives: done in a thread where it is of so many bytes that others would wait for it."""
+    if size <= LARGE:
+        return convert(*what)
+    return await asyncio.get_running_loop().run_in_executor(converters, convert, *what)
+
+
 def check_size(operation: Operation, size: int) -> None:
     """Raises: TooLarge."""
     limit = operation.max_bytes
@@ -123,7 +134,7 @@ class Method:
             with self._place(context):
                 call, params = await self._asked(context, headers, identity)
                 outcome = await self._run(context, headers, call, params)
-            reply = self._reply(outcome.value)
+            reply = await self._reply(outcome.value)
             context.set_trailing_metadata(told(outcome, identity))
             return reply
         except aio.BaseError:
@@ -142,7 +153,7 @@ class Method:
             try:
                 async with requests.while_allowed(headers, peer_of(context), self._operation, params):
                     async for item in items:
-                        await context.write(self._reply(item))
+                        await context.write(await self._reply(item))
             finally:
                 await items.aclose()
         except aio.BaseError:
@@ -175,10 +186,19 @@ class Method:
             body = await receive(context, REQUEST_SECONDS)
         call.size = len(body)
         check_size(self._operation, call.size)
-        return call, self._operation.parse(self._read(decoded(self._request, body)))
+        return call, await converted(call.size, self._params, body)
 
-    def _reply(self, value: Any) -> bytes:
-        return self._response(**self._write(value)).SerializeToString()
+    def _params(self, body: bytes) -> dict[str, Any]:
+        message = decoded(self._request, body)
+        check_known(message, body)
+        return self._operation.parse(self._read(message))
+
+    async def _reply(self, value: Any) -> bytes:
+        found: bytes = await converted(len(encode(value)), self._written, value)
+        return found
+
+    def _written(self, value: Any) -> bytes:
+        return build(self._response, self._write(value)).SerializeToString()
 
 
 def told(outcome: Outcome, identity: str) -> tuple[tuple[str, str], ...]:

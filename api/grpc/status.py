@@ -28,6 +28,7 @@ CODES = {
 }
 # Clients take 8 KiB of metadata in all, where a problem stands twice, in base64.
 PROBLEM_BYTES = 2000
+ITEMS = 100  # of a list, before it is measured
 MESSAGE_BYTES = 300  # may be percent-encoded
 
 
@@ -79,6 +80,7 @@ def details(error: SyrosError, problem: dict[str, Any]) -> Iterator[Message]:
 
 def fitted(problem: dict[str, Any]) -> dict[str, Any]:
     """The problem, its lists shortened to what metadata can carry."""
+    problem = {name: part[:ITEMS] if isinstance(part, list) else part for name, part in problem.items()}
     problem["detail"] = problem["detail"][:MESSAGE_BYTES]
     while len(encode(problem)) > PROBLEM_BYTES:
         lists = [name for name, part in problem.items() if isinstance(part, list) and part]
