@@ -221,7 +221,7 @@ def in_asyncapi(old: Schema, new: Schema) -> Iterator[str]:
         compare = parameters if operation["action"] == "receive" else answers
         yield from _messages(old, operation, new, after, compare)
         if "reply" in operation:
-            yield from _messages(old, operation["reply"], new, after["reply"], answers)
+            yield from _messages(old, operation["reply"], new, after.get("reply", {"messages": []}), answers)
 
 
 def _messages(

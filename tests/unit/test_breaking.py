@@ -315,6 +315,10 @@ def test_a_document_of_asyncapi(messages: Any, said: str) -> None:
     assert list(breaking.in_asyncapi(asyncapi(), asyncapi(more=thing()))) == []
     assert list(breaking.in_asyncapi(asyncapi(), asyncapi(**messages))) == [said]
     assert list(breaking.in_asyncapi(asyncapi(), {"operations": {}})) == ["ask: is gone"]
+    silent = {
+        "ask": {each: value for each, value in asyncapi()["operations"]["ask"].items() if each != "reply"}
+    }
+    assert list(breaking.in_asyncapi(asyncapi(), {**asyncapi(), "operations": silent})) == ["told: is gone"]
 
 
 def test_the_document_of_today_is_compared_whole() -> None:
