@@ -36,9 +36,8 @@ class Asked:
     number: str
     size: int  # bytes
     headers: Headers
-    found: (
-        "tuple[str, Values] | SyrosError"  # the name of its field and its parameters, or why there are none
-    )
+    # The name of its field and its parameters, or why there are none.
+    found: tuple[str, Values] | SyrosError
 
 
 class Commands:
