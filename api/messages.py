@@ -224,9 +224,8 @@ def check_known(message: Message, body: bytes) -> None:
         return
     known = type(message).FromString(body)
     known.DiscardUnknownFields()
-    size = (
-        known.ByteSize()
-    )  # which is as dear as writing it: so the whole is measured only where it has to be
+    # To measure is as dear as to write: the whole is measured only where the body may be longer for other reasons.
+    size = known.ByteSize()
     if len(body) - size > UNKNOWN_BYTES and (unknown := message.ByteSize() - size) > UNKNOWN_BYTES:
         detail = f"{unknown} bytes are of fields that are not known, too many to name them"
         raise Invalid([{"pointer": "/", "code": "extra_forbidden", "detail": detail}])

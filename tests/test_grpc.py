@@ -28,7 +28,8 @@ from api.grpc.server import Grpc
 from api.grpc.status import code_of, fitted
 from api.messages import messages
 from api.pages import known
-from core.errors import Invalid, OutcomeUnknown, SyrosError, TooManyOperations, Unavailable
+from api.proto import contract
+from core.errors import Invalid, OutcomeUnknown, SyrosError, TooLarge, TooManyOperations, Unavailable
 from core.operations import registry
 from core.runtime import runtime
 from tests.doors import Lane, Refused, Served, free_port
@@ -824,6 +825,17 @@ def test_who_follows_is_cut_off_when_the_key_is_revoked(door: GrpcDoor) -> None:
     assert code(lambda: list(items)) is StatusCode.UNAUTHENTICATED
 
 
+def test_who_waits_leaves_the_queue_when_the_key_is_revoked(door: GrpcDoor) -> None:
+    made = door("api_keys.create", name="ci")
+    door("locks.acquire", key="a", owner="alice")
+    body = acquire("bob", wait_seconds=60).SerializeToString()
+    call = door.channel.unary_unary(ACQUIRE).future(body, metadata=[("x-api-key", made["key"])])
+    until(lambda: queue(door, "a") == ["bob"])
+    door("api_keys.revoke", key_id=made["id"])
+    until(lambda: queue(door, "a") == [], 8)
+    assert call.exception(timeout=2).code() is StatusCode.UNAUTHENTICATED
+
+
 def test_following_from_ahead_is_refused(door: GrpcDoor) -> None:
     assert code(lambda: next(follow(door, from_position=9))) is StatusCode.ABORTED
     assert code(lambda: next(follow(door, heartbeat_seconds=0))) is StatusCode.INVALID_ARGUMENT
@@ -986,6 +998,126 @@ def test_a_command_over_its_operation_s_limit_is_refused_alone(stream: Stream, d
     until(lambda: sum(len(response.results) for response in stream.responses) == 2)
     found = {result.id: result.status for response in stream.responses for result in response.results}
     assert found == {"1": 413, "2": 201}
+
+
+def test_a_command_over_its_operation_s_limit_is_not_read() -> None:
+    commands = execute.Commands(contract().operations, messages())
+    commands._readers.clear()
+    large = command("me", metadata={"x": "y" * (1 << 20)})
+    with pytest.raises(TooLarge):
+        commands.read(large, large.SerializeToString())
+
+
+def test_a_command_of_unknown_fields_is_refused_alone(stream: Stream) -> None:
+    odd = command("me", "a", "1")
+    odd.locks_acquire.MergeFromString(unknown_fields(100_000))
+    stream.send(odd, command("me", "b", "2")).result(5)
+    until(lambda: sum(len(response.results) for response in stream.responses) == 2)
+    found = {result.id: result for response in stream.responses for result in response.results}
+    assert [found[n].status for n in "12"] == [422, 201]
+    assert "bytes are of fields that are not known" in found["1"].error.errors[0].detail
+
+
+def test_a_large_batch_is_read_beside_the_loop(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    read = execute.Execution._asked
+
+    def spied(self: Any, body: bytes) -> Any:
+        threads.append(threading.current_thread().name.partition("_")[0] == "syros-grpc")
+        return read(self, body)
+
+    monkeypatch.setattr(execute.Execution, "_asked", spied)
+    stream.send(command("me", "a")).result(5)
+    stream.send(*(command("me", f"{'k' * 200}{n}") for n in range(500))).result(5)
+    assert threads == [False, True]
+
+
+@pytest.fixture
+def odd_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that breaks whoever asks for it, and one that takes its time."""
+    call_by = execute.requests.call_by
+
+    async def odd(caller: Any, headers: Any, identity: str) -> Any:
+        if headers.namespace == "broken":
+            raise ZeroDivisionError
+        if headers.namespace == "slow":
+            await asyncio.sleep(1)
+            headers.namespace = "default"
+        return await call_by(caller, headers, identity)
+
+    monkeypatch.setattr(execute.requests, "call_by", odd)
+
+
+def in_namespace(name: str, *about: str) -> Any:
+    found = command(*about)
+    found.namespace = name
+    return found
+
+
+def test_what_nobody_foresaw_is_the_command_s_problem_alone(stream: Stream, odd_namespaces: None) -> None:
+    stream.send(in_namespace("broken", "me", "a", "1"), command("me", "b", "2")).result(5)
+    until(lambda: sum(len(response.results) for response in stream.responses) == 2)
+    found = {result.id: result for response in stream.responses for result in response.results}
+    assert (found["1"].error.code, found["2"].status) == ("internal", 201)
+    assert stream.send(command("me", "c")).result(5).status == 201
+
+
+def test_a_namespace_that_is_none_is_the_command_s_problem_alone(stream: Stream) -> None:
+    assert stream.send(in_namespace("\0", "me")).result(5).status in {404, 500}
+    assert stream.send(command("me")).result(5).status == 201
+
+
+def test_a_process_that_stops_within_a_batch_answers_all_of_it(
+    beside: Beside, door: GrpcDoor, odd_namespaces: None
+) -> None:
+    stream = Stream(grpc.insecure_channel(f"127.0.0.1:{beside()}"), door.namespace)
+    last = stream.send(
+        command("me", "a", "first"),
+        in_namespace("slow", "me", "a", "slow"),
+        *(command("me", f"k{n}") for n in range(50)),
+    )
+    until(lambda: bool(stream.responses))
+    assert beside.stop() < 5
+    assert last.result(1).error.code == "unavailable"
+    results = [result for response in stream.responses for result in response.results]
+    assert (len(results), {each.status for each in results}) == (52, {201, 503})
+    assert stream.join() is StatusCode.UNAVAILABLE
+
+
+def test_a_stream_ends_when_its_key_is_revoked(served: Served, door: GrpcDoor) -> None:
+    made = door("api_keys.create", name="ci")
+    door("locks.acquire", key="a", owner="alice")
+    stream = Stream(channel(served), door.namespace, made["key"])
+    waiting = stream.send(command("bob", wait_seconds=60))
+    until(lambda: queue(door, "a") == ["bob"])
+    door("api_keys.revoke", key_id=made["id"])
+    until(lambda: queue(door, "a") == [], 8)
+    assert waiting.result(2).error.code == "unauthenticated"
+    assert stream.join(2) is StatusCode.UNAUTHENTICATED
+
+
+def test_a_stream_nobody_reads_ends_when_its_key_is_revoked(
+    served: Served, door: GrpcDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, run = threading.Event(), execute.Execution.run
+
+    async def spied(self: Any) -> None:
+        try:
+            await run(self)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(execute.Execution, "run", spied)
+    made = door("api_keys.create", name="ci")
+    commands = [command("me", f"{'k' * 200}{n}") for n in range(500)]
+    batch = message("CoordinationServiceExecuteRequest", commands=commands).SerializeToString()
+    call = channel(served).stream_stream("/syros.v1.CoordinationService/Execute")(
+        iter([batch] * 20), metadata=[("x-api-key", made["key"])]
+    )
+    assert not ended.wait(1)
+    door("api_keys.revoke", key_id=made["id"])
+    assert ended.wait(8)
+    call.cancel()
 
 
 def test_a_stream_is_not_read_further_than_it_is_answered(
