@@ -479,6 +479,7 @@ class Sockets:
     def __init__(self) -> None:
         self._by_credential: dict[str | None, set[Socket]] = {}
         self.strangers: dict[Socket, float] = {}
+        self.guests: set[Any] = set()  # other doors' connections: each has a caller, and `end(code, reason)`
 
     def __iter__(self) -> Iterator[Socket]:
         return iter([socket for found in self._by_credential.values() for socket in found])
@@ -524,8 +525,11 @@ class Sockets:
         found = [socket for socket in self if socket.caller and socket.caller.principal == principal]
         for socket in found:
             await socket.close(FORBIDDEN, "closed by an operator")
-        if found:
-            logger.warning("closed %d connections of %s for an operator", len(found), principal)
+        guests = [each for each in self.guests if each.caller.principal == principal]
+        for guest in guests:
+            await guest.end(FORBIDDEN, "closed by an operator")
+        if count := len(found) + len(guests):
+            logger.warning("closed %d connections of %s for an operator", count, principal)
 
 
 sockets = Sockets()

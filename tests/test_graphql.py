@@ -1,6 +1,8 @@
 """What is particular to GraphQL over HTTP: documents, refusals, limits, nested reads, sessions."""
 
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -377,7 +379,7 @@ def test_a_field_that_breaks_is_logged_and_tells_nothing(
     answer = ask.post({"query": "{ authWhoami { principal } }"})
     error = answer.json()["errors"][0]
     assert (error["extensions"]["code"], answer.json()["data"]) == ("internal", {"authWhoami": None})
-    assert "42" not in answer.text
+    assert "the secret" not in answer.text
     assert "the secret is 42" in caplog.text
 
 
@@ -711,7 +713,7 @@ def test_the_door_s_documents_are_the_schema_s(served: Served, namespace: str) -
     assert SCHEMA.exists()
 
 
-# -- who is nobody yet ------------------------------------------------------------------------------
+# -- what is read, and where ------------------------------------------------------------------------------
 
 
 def test_of_who_is_nobody_only_little_is_read(ask: Asker, production: None) -> None:
@@ -719,3 +721,49 @@ def test_of_who_is_nobody_only_little_is_read(ask: Asker, production: None) -> N
     assert ask.post(big).status_code == 413
     assert ask.post(big, Authorization="Bearer nonsense").status_code == 413
     assert ask.post({"query": "{ authWhoami { principal } }"}).status_code == 401
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-API-Key": "syr_wrong"}, {"Cookie": "sessionid=none"}])
+def test_a_stranger_s_large_body_is_refused_before_it_comes(
+    ask: Asker, served: Served, production: None, headers: dict[str, str]
+) -> None:
+    about = {"Host": "syros", "Content-Type": "application/json", **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in about.items())
+    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as peer:
+        peer.sendall(f"POST /graphql HTTP/1.1\r\n{head}Content-Length: 65537\r\n\r\n{{".encode())
+        assert peer.recv(65536).startswith(b"HTTP/1.1 413 ")
+    login = 'mutation { authLogin(username: "nobody", password: "x") { access } }'
+    answer = ask.post({"query": login}, **headers)
+    assert answer.json()["errors"][0]["extensions"]["code"] == "wrong_credentials"
+
+
+def test_who_is_revoked_while_the_body_comes_is_not_served(ask: Asker, served: Served, lane: Lane) -> None:
+    made = lane("api_keys.create", name="gone")
+    body = json.dumps({"query": TAKE}).encode()
+    head = f"Host: syros\r\nX-API-Key: {made['key']}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as peer:
+        start = f"POST /graphql HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n"
+        peer.sendall(start.encode() + body[:10])
+        time.sleep(0.3)
+        lane("api_keys.revoke", key_id=made["id"])
+        time.sleep(0.5)
+        peer.sendall(body[10:])
+        assert peer.recv(65536).startswith(b"HTTP/1.1 401 ")
+    assert free(lane)
+
+
+def test_a_long_document_is_read_beside_the_loop(ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    from api.graphql import parsing
+
+    threads: dict[int, str] = {}
+    parsed = parsing.parsed
+
+    def noted(text: str) -> Any:
+        threads[len(text)] = threading.current_thread().name
+        return parsed(text)
+
+    monkeypatch.setattr(parsing, "parsed", noted)
+    short, long = (f"{{ __typename # {'x' * size}\n}}" for size in (100, 90_000))
+    assert ask(short) == ask(long) == {"__typename": "Query"}
+    assert threads[len(short)] != threads[len(long)]
+    assert ask.refused(f"{{ __typename # {'x' * 100_000}\n}}", 422)["errors"][0]["pointer"] == "/query"

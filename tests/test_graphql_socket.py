@@ -3,16 +3,22 @@
 import gc
 import json
 import time
+import tracemalloc
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from io import StringIO
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from django.core.management import call_command
 from django.test import Client
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from api.graphql import socket as door
+from core import sockets
 from tests.doors import Lane, Served
 from tests.test_locks import queue, until
 
@@ -383,7 +389,7 @@ def test_a_socket_that_is_gone_leaves_nothing_behind(peer: Open) -> None:
 def test_who_does_not_read_holds_up_nobody_and_is_not_waited_for_long(
     peer: Open, lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "SEND_SECONDS", 1.0)
+    monkeypatch.setattr(sockets, "SLOW_SECONDS", 1.0)
     before = listeners()
     slow, quick = peer().begin(), peer().begin()
     for socket in (slow, quick):
@@ -401,18 +407,107 @@ def test_who_does_not_read_holds_up_nobody_and_is_not_waited_for_long(
     slow.connection.socket.close()
 
 
-def test_a_closed_connection_keeps_nothing_of_what_was_asked(peer: Open) -> None:
+def test_a_connection_that_is_gone_is_no_garbage(peer: Open) -> None:
+    """The collector's next long look may be far away: what was asked for must go without it."""
+    gone: list[Any] = []
     gc.collect()
-    gc.disable()  # the collector's next long look may be far away
+    gc.disable()
     try:
-        socket = peer().begin()
-        socket.subscribe("1", FOLLOW)
-        socket.next("1")
-        (consumer,) = [each for each in gc.get_objects() if type(each) is door.Socket and each._operations]
-        socket.connection.close()
-        until(lambda: consumer._operations == {} and consumer._timer is None)
+        for query in (FOLLOW, WHO, "{", "{ nothing }"):
+            socket = peer().begin()
+            known = {id(each) for each in living()}
+            socket.subscribe("1", query)
+            socket.hear()
+            assert {id(each) for each in living()} == known
+            gone += [weakref.ref(each) for each in living()]
+            socket.connection.close()
+        until(lambda: not any(each() for each in gone))
     finally:
         gc.enable()
+
+
+def living() -> list[Any]:
+    return [each for each in gc.get_objects() if type(each) is door.Socket]
+
+
+BIG = 'mutation($m: JSON) { locksAcquire(key: "a", owner: "b", waitSeconds: 60, metadata: $m) { key } }'
+
+
+@pytest.mark.parametrize("query", [BIG, FOLLOW, WHO, "{ nothing }"])
+def test_a_request_is_as_large_as_its_operation_takes(peer: Open, query: str) -> None:
+    socket = peer().begin()
+    socket.subscribe("1", query, m={"x": "y" * (1 << 20)})
+    found = socket.hear()
+    assert (found["type"], found["payload"][0]["extensions"]["code"]) == ("error", "too_large")
+
+
+def test_what_a_subscription_keeps_is_small(peer: Open) -> None:
+    """Of what was sent with it only the variables that it has."""
+    mark = f"mark-{uuid4()}"
+    socket = peer().begin()
+    socket.subscribe("1", FOLLOW, more=[mark] * 1000)
+    socket.next("1")
+    until(lambda: not any(type(each) is list and each[500:501] == [mark] for each in gc.get_objects()))
+    assert socket.next("1")
+
+
+def test_a_connection_keeps_its_last_message_once(peer: Open) -> None:
+    socket = peer().begin()
+    tracemalloc.start()
+    try:
+        socket.say("ping", payload="x" * (4 << 20))
+        assert socket.hear() == {"type": "pong"}
+        # The parser of frames has it still, until the next one.
+        until(lambda: tracemalloc.get_traced_memory()[0] < 6 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_under_way_is_bounded_in_bytes(
+    peer: Open, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "HELD_BYTES", 1_000_000)
+    lane("locks.acquire", key="a", owner="alice")
+    socket = peer().begin()
+    socket.subscribe("1", BIG, m={"x": "y" * 400_000})
+    socket.subscribe("2", BIG, m={"x": "y" * 900_000})
+    found = socket.hear()
+    assert (found["id"], found["payload"][0]["extensions"]["code"]) == ("2", "too_many_operations")
+    socket.say("complete", id="1")
+    until(lambda: queue(lane, "a") == [])
+    socket.subscribe("3", BIG, m={"x": "y" * 900_000})
+    until(lambda: len(queue(lane, "a")) == 1)
+
+
+def test_an_operator_closes_the_connections_of_a_principal(peer: Open, lane: Lane) -> None:
+    made = lane("api_keys.create", name="ci")
+    theirs, other = peer(X_API_Key=made["key"]).begin(), peer().begin()
+    for socket in (theirs, other):
+        socket.subscribe("1", FOLLOW)
+        socket.next("1")
+    call_command("disconnect", f"key:{made['id']}", stdout=StringIO())
+    assert theirs.closed() == 4403
+    other.say("complete", id="1")
+    other.subscribe("2", WHO)
+    while (message := other.hear())["id"] != "2":
+        assert message["type"] == "next"
+    assert message["payload"]["data"]["authWhoami"]
+
+
+@pytest.mark.usefixtures("production")
+def test_a_session_is_no_credential_for_another_site_s_page(
+    peer: Open, served: Served, staff: Client, lane: Lane
+) -> None:
+    session = staff.cookies["sessionid"].value
+    peer(Cookie=f"sessionid={session}", Origin=f"http://127.0.0.1:{served.port}").begin()  # it is known now
+    for name, value in (
+        ("x-api-key", "session\n{}"),
+        ("x-api-key", "{}"),
+        ("authorization", "Bearer session\n{}"),
+    ):
+        socket = peer(Origin="https://evil.example")
+        socket.say("connection_init", payload={name: value.format(session)})
+        assert socket.closed() == 4401
 
 
 def test_a_session_s_key_is_no_credential(peer: Open, production: None) -> None:

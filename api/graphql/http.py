@@ -16,10 +16,10 @@ from core.encoding import encode
 from core.errors import Internal, Invalid, MethodNotAllowed, NotAcceptable, SyrosError
 from core.express import Reply
 from core.operations import registry
+from core.sockets import STRANGER_BYTES
 
 logger = logging.getLogger("syros.graphql")
 
-STRANGER_BYTES = 64 << 10  # of a body whose sender is nobody yet; a login is small
 RESPONSE = "application/graphql-response+json"
 
 
@@ -42,26 +42,23 @@ class Http:
             caller = await caller_of(scope, headers)
             limit = self._limit if isinstance(caller, Caller) else STRANGER_BYTES
             body = await read(receive, headers, limit)
-            await write(send, await while_connected(answer(scope, headers, body, identity, caller), receive))
-        except SyrosError as error:
-            await write(send, refused(error, headers, identity))
+            found = await while_connected(answer(scope, headers, body, identity), receive)
         except Disconnected:
             return
+        except (SyrosError, Unanswerable) as error:
+            found = refused(error, headers, identity)
+        except Exception:
+            logger.exception("a document broke", extra={"request_id": identity})
+            found = refused(Internal(), headers, identity)
+        await write(send, found)
 
 
-async def answer(
-    scope: Scope, headers: Headers, body: bytes, identity: str, caller: Caller | SyrosError
-) -> Reply:
-    try:
-        asked = await graph().open(read_question(scope, headers, body))
-        call = await call_of(caller, headers, identity, asked)
-        check_method(scope["method"], asked)
-        return reply(200, await asked.answer(call), headers, identity)
-    except (SyrosError, Unanswerable) as error:
-        return refused(error, headers, identity)
-    except Exception:
-        logger.exception("a document broke", extra={"request_id": identity})
-        return refused(Internal(), headers, identity)
+async def answer(scope: Scope, headers: Headers, body: bytes, identity: str) -> Reply:
+    """Raises: SyrosError, Unanswerable."""
+    asked = await graph().open(read_question(scope, headers, body))
+    call = await call_of(scope, headers, identity, asked)
+    check_method(scope["method"], asked)
+    return reply(200, await asked.answer(call), headers, identity)
 
 
 def read_question(scope: Scope, headers: Headers, body: bytes) -> Question:
@@ -103,10 +100,14 @@ async def caller_of(scope: Scope, headers: Headers) -> Caller | SyrosError:
         return error
 
 
-async def call_of(caller: Caller | SyrosError, headers: Headers, identity: str, asked: Asked) -> Call:
-    """Raises: why the caller is nobody, where somebody must ask; NotFound (of the namespace), Invalid."""
+async def call_of(scope: Scope, headers: Headers, identity: str, asked: Asked) -> Call:
+    """Who asks, as of now: a body may have taken long to come.
+
+    Raises: why the caller is nobody, where somebody must ask; NotFound (of the namespace), Invalid.
+    """
     if asked.is_anonymous:
         return await requests.call_by(ANONYMOUS, headers, identity)
+    caller = await caller_of(scope, headers)
     if isinstance(caller, SyrosError):
         raise caller
     return await requests.call_by(caller, headers, identity)

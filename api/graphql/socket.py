@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -15,7 +16,8 @@ from api.graphql.context import Unanswerable, refusal
 from api.lane import read_headers
 from api.requests import NAMES, Headers
 from api.sessions import by_own_page
-from core.callers import Call, identify
+from api.websocket import sockets
+from core.callers import Call, Caller, identify
 from core.encoding import MAX_DEPTH, decode, depth, encode
 from core.errors import Internal, SyrosError, TooManyOperations, Unauthenticated, Unavailable
 from core.runtime import runtime
@@ -26,11 +28,11 @@ logger = logging.getLogger("syros.graphql")
 PROTOCOL = "graphql-transport-ws"
 INIT_SECONDS = 3.0  # for the client to say who it is
 FINISH_SECONDS = 10.0  # for what is under way when the process stops
-SEND_SECONDS = 30.0  # for a client to make room for one message
 LOOK_SECONDS = (
     1.0  # between two looks at whether it still may be here: a verdict is kept for 4 s, so 5 in all
 )
 MAX_OPERATIONS = 100  # at once, of one socket
+HELD_BYTES = 32 << 20  # of requests under way, together
 MAX_ID = 128
 INVALID, UNAUTHENTICATED, FORBIDDEN, NO_PROTOCOL = 4400, 4401, 4403, 4406
 INIT_TIMEOUT, REPEATED, TOO_MANY_INITS, TRY_LATER = 4408, 4409, 4429, 1013
@@ -64,8 +66,9 @@ class Socket(AsyncWebsocketConsumer):
     def __init__(self) -> None:
         super().__init__()
         self._operations: dict[str, asyncio.Task[None]] = {}
+        self._held = 0  # bytes of their requests
         self._headers = Headers()
-        self._call: Call | None = None
+        self.caller: Caller | None = None
         self._timer: asyncio.Task[None] | None = None
         self._is_initialised = self._is_over = False
 
@@ -77,6 +80,7 @@ class Socket(AsyncWebsocketConsumer):
             "websocket.disconnect": self.websocket_disconnect,
         }
         await handlers[message["type"]](message)
+        message.clear()  # Channels holds it until the next one comes
 
     async def connect(self) -> None:
         self._headers = read_headers(self.scope["headers"])
@@ -88,6 +92,7 @@ class Socket(AsyncWebsocketConsumer):
         self._timer = asyncio.create_task(self._wait_for_init())
 
     async def disconnect(self, code: int) -> None:
+        sockets.guests.discard(self)
         if runtime.stopping and not self._is_over:
             if self._operations:
                 await asyncio.wait(self._operations.values(), timeout=FINISH_SECONDS)
@@ -95,7 +100,7 @@ class Socket(AsyncWebsocketConsumer):
         await asyncio.gather(*self._cancel(), return_exceptions=True)
         # Tasks and their connection hold each other: what they took would stay until the collector's next long look.
         self._operations.clear()
-        self._timer = self._call = None
+        self._timer = None
 
     def _cancel(self) -> "list[asyncio.Task[None]]":
         """End everything but the task that asks for it."""
@@ -124,10 +129,13 @@ class Socket(AsyncWebsocketConsumer):
     async def say(self, kind: str, **more: Any) -> None:
         """Raises: Gone."""
         try:
-            async with asyncio.timeout(SEND_SECONDS):
-                await self.send(encode({"type": kind, **more}).decode())
-        except OSError:  # a time-out, too
+            await self.send(encode({"type": kind, **more}).decode())
+        except OSError:  # core.sockets' time-out, too
             raise Gone from None
+
+    async def end(self, code: int, reason: str) -> None:
+        """Close the connection for an operator."""
+        await self._end(Closed(code, reason))
 
     async def _end(self, closed: Closed) -> None:
         self._is_over = True
@@ -145,13 +153,12 @@ class Socket(AsyncWebsocketConsumer):
         if not isinstance(payload, dict):
             raise Closed(INVALID, "payload is an object")
         for name, value in payload.items():
-            if (
-                (attribute := CREDENTIALS.get(name.lower()))
-                and isinstance(value, str)
-                and value.isprintable()
-            ):
+            if (attribute := CREDENTIALS.get(name.lower())) and isinstance(value, str):
+                if not value.isprintable():  # as no header is
+                    raise Closed(UNAUTHENTICATED, f"{name[:40]} has characters that no credential has")
                 setattr(self._headers, attribute, value)
-        self._call = await self._identify()
+        self.caller = (await self._identify()).caller
+        sockets.guests.add(self)
         if self._timer:
             self._timer.cancel()
         self._timer = asyncio.create_task(self._watch())
@@ -167,17 +174,46 @@ class Socket(AsyncWebsocketConsumer):
 
     async def _on_subscribe(self, message: dict[str, Any], size: int) -> None:
         name, payload = read_id(message), message.get("payload")
-        if self._call is None:
+        if self.caller is None:
             raise Closed(UNAUTHENTICATED, "Unauthorized")
         if name in self._operations:
             raise Closed(REPEATED, f"Subscriber for {name[:40]} already exists")
         if not isinstance(payload, dict):
             raise Closed(INVALID, "payload is an object")
-        if len(self._operations) >= MAX_OPERATIONS:
-            _, body = refusal(TooManyOperations(limit=MAX_OPERATIONS), "")
-            await self.say("error", id=name, payload=body["errors"])
+        identity = requests.request_id(Headers())
+        try:
+            asked = await self._open(payload, size)
+        except Exception as error:
+            await self.say(**refusing(error, identity), id=name)
             return
-        self._operations[name] = asyncio.create_task(self._operate(name, payload, size))
+        if not self._is_over:  # it may have been ended meanwhile
+            self._begin(name, asked, identity)
+
+    async def _open(self, payload: dict[str, Any], size: int) -> Asked:
+        """Here and not in the operation's task: that one would keep all of what was sent.
+
+        Raises: TooManyOperations, and what Graph.open raises.
+        """
+        if len(self._operations) >= MAX_OPERATIONS:
+            raise TooManyOperations(limit=MAX_OPERATIONS)
+        if self._held + size > HELD_BYTES:
+            raise TooManyOperations(f"Together they have more than {HELD_BYTES} bytes.", limit=HELD_BYTES)
+        return await graph().open(Question.read(payload, size))
+
+    def _begin(self, name: str, asked: Asked, identity: str) -> None:
+        self._held += asked.question.size
+        task = asyncio.create_task(self._operate(name, asked, identity))
+        # Not at the end of the task itself: one that is cancelled at once never begins.
+        task.add_done_callback(partial(self._done, name, asked.question.size))
+        self._operations[name] = task
+
+    def _done(self, name: str, size: int, task: "asyncio.Task[None]") -> None:
+        self._held -= size
+        self._forget(name, task)
+
+    def _forget(self, name: str, task: "asyncio.Task[None] | None") -> None:
+        if self._operations.get(name) is task:
+            del self._operations[name]
 
     async def _on_complete(self, message: dict[str, Any], size: int) -> None:
         if task := self._operations.pop(read_id(message), None):
@@ -185,45 +221,33 @@ class Socket(AsyncWebsocketConsumer):
 
     # -- what it gets --------------------------------------------------------------------------------
 
-    async def _operate(self, name: str, payload: dict[str, Any], size: int) -> None:
-        identity = requests.request_id(Headers())
+    async def _operate(self, name: str, asked: Asked, identity: str) -> None:
         try:
-            last = await self._tell(name, payload, size, identity)
-            self._forget(name)  # it may be used again as soon as the client hears of the end
+            last = await self._tell(name, asked, identity)
+            # The name may be used again as soon as the client hears of the end.
+            self._forget(name, asyncio.current_task())
             await self.say(**last, id=name)
         except Closed as closed:
             await self._end(closed)
         except Gone:
             await self._end(TOO_SLOW)
-        finally:
-            self._forget(name)
 
-    def _forget(self, name: str) -> None:
-        if self._operations.get(name) is asyncio.current_task():
-            del self._operations[name]
-
-    async def _tell(self, name: str, payload: dict[str, Any], size: int, identity: str) -> dict[str, Any]:
+    async def _tell(self, name: str, asked: Asked, identity: str) -> dict[str, Any]:
         """Send the answers as they come; what is to be said last is given back.
 
         Raises: Closed, Gone.
         """
         try:
-            async with aclosing(self._answers(payload, size, identity)) as answers:
+            async with aclosing(self._answers(asked, identity)) as answers:
                 async for answer in answers:
                     await self.say("next", id=name, payload=answer)
             return {"kind": "complete"}
-        except (SyrosError, Unanswerable) as error:
-            return {"kind": "error", "payload": refusal(error, identity)[1]["errors"]}
         except (Closed, Gone):
             raise
-        except Exception:
-            logger.exception("a document broke", extra={"request_id": identity})
-            return {"kind": "error", "payload": refusal(Internal(), identity)[1]["errors"]}
+        except Exception as error:
+            return refusing(error, identity)
 
-    async def _answers(
-        self, payload: dict[str, Any], size: int, identity: str
-    ) -> AsyncGenerator[dict[str, Any]]:
-        asked: Asked = await graph().open(Question.read(payload, size))
+    async def _answers(self, asked: Asked, identity: str) -> AsyncGenerator[dict[str, Any]]:
         call = await self._identify(identity)
         if asked.kind.value != "subscription":
             yield await asked.answer(call)
@@ -271,6 +295,14 @@ class Socket(AsyncWebsocketConsumer):
             except Closed as closed:
                 await self._end(closed)
                 return
+
+
+def refusing(error: Exception, identity: str) -> dict[str, Any]:
+    """What is said last of an operation that was refused, or broke."""
+    if not isinstance(error, SyrosError | Unanswerable):
+        logger.error("a document broke", exc_info=error, extra={"request_id": identity})
+        error = Internal()
+    return {"kind": "error", "payload": refusal(error, identity)[1]["errors"]}
 
 
 def read_message(data: bytes) -> dict[str, Any]:
