@@ -6,6 +6,7 @@ from typing import Any
 from django.conf import settings
 
 from api.openapi import PROBLEM
+from api.schemas import present
 from api.websocket import FOLLOW, Ask, Auth, End
 from core.operations import Operation, registry
 
@@ -116,7 +117,7 @@ class Document:
     def _items(self, operation: Operation, name: str) -> None:
         """What a stream sends, of its own accord: one of the fields of its items at a time."""
         for field, schema in self._hoist(operation.gives)["properties"].items():
-            value = next(each for each in schema.get("anyOf", [schema]) if each.get("type") != "null")
+            value = present(schema)[0]
             self._message(f"{name}_{field}", f"The next {field}.", said({"id": ID, field: value}))
             told = [{"$ref": f"#/channels/socket/messages/{name}_{field}"}]
             self.operations[f"{name}_{field}"] = {"action": "send", "channel": SOCKET, "messages": told}

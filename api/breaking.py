@@ -5,12 +5,13 @@ answer's enumeration are no break; clients are told to expect them.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from graphql import build_schema, find_breaking_changes
 
-Schema = Mapping[str, Any]
+from api.schemas import Schema, options, referred, words
+
 Comparison = Callable[[Schema, Schema, str], Iterator[str]]
 LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems")
 UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems")
@@ -32,14 +33,9 @@ def misfits(sent: Schema, expected: Schema, at: str, *, tolerant: bool) -> Itera
 
     Parameters: two JSON Schemas without references; `tolerant`, the expecting side passes over what it does not know.
     """
-    for each in alternatives(sent):
-        against = (list(_misfits(each, one, at, tolerant)) for one in alternatives(expected))
+    for each in options(sent):
+        against = (list(_misfits(each, one, at, tolerant)) for one in options(expected))
         yield from min(against, key=len)
-
-
-def alternatives(schema: Schema) -> list[Schema]:
-    found: list[Schema] = schema.get("anyOf") or schema.get("oneOf") or [schema]
-    return found
 
 
 def _misfits(sent: Schema, expected: Schema, at: str, tolerant: bool) -> Iterator[str]:
@@ -74,10 +70,6 @@ def _words(sent: Schema, expected: Schema, at: str) -> Iterator[str]:
     given = words(sent)
     lost = ["any other word"] if given is None else [word for word in given if word not in taken]
     yield from (f"{at}: {word} is not taken any more" for word in lost)
-
-
-def words(schema: Schema) -> list[Any] | None:
-    return [schema["const"]] if "const" in schema else schema.get("enum")
 
 
 def _fields(sent: Schema, expected: Schema, at: str, tolerant: bool) -> Iterator[str]:
@@ -233,7 +225,7 @@ def _messages(
 ) -> Iterator[str]:
     left = {reference["$ref"] for reference in has["messages"]}
     for reference in had["messages"]:
-        at = reference["$ref"].rpartition("/")[2]
+        at = referred(reference)
         if reference["$ref"] not in left:
             yield f"{at}: is gone"
         else:

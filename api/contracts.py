@@ -1,13 +1,14 @@
 """The published documents of every transport: made from the registry, checked in, compared with what is checked in."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from api import asyncapi, breaking, graphql, openapi, operations, proto
 
 Documents = dict[str, str]  # path in the repository: text
-SOURCES: list[Callable[[], Documents]] = [
+Source = Callable[[], Documents]
+SOURCES: list[Source] = [
     openapi.documents,
     operations.documents,
     graphql.documents,
@@ -16,14 +17,24 @@ SOURCES: list[Callable[[], Documents]] = [
 ]
 
 
-def documents() -> Documents:
+FOLDERS = ("docs/contracts", proto.FOLDER)  # where nothing else is
+
+
+def documents(sources: Sequence[Source]) -> Documents:
     """All of them, as they should be."""
-    return {path: text for source in SOURCES for path, text in source().items()}
+    return {path: text for source in sources for path, text in source().items()}
 
 
-def changed(root: Path) -> Documents:
+def changed(root: Path, wanted: Documents) -> Documents:
     """Those that are not what is checked in below `root`."""
-    return {path: text for path, text in documents().items() if checked_in(root / path) != text}
+    return {path: text for path, text in wanted.items() if checked_in(root / path) != text}
+
+
+def left_over(root: Path, wanted: Documents) -> list[str]:
+    """What is checked in beside them and is made no more."""
+    folders = [folder for folder in FOLDERS if any(path.startswith(f"{folder}/") for path in wanted)]
+    found = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
+    return sorted({str(path.relative_to(root)) for path in found} - wanted.keys())
 
 
 def checked_in(path: Path) -> str | None:

@@ -1,13 +1,10 @@
 """Where a request goes that came in by ASGI: WebSockets to their consumers, paths with a server of their own, the rest
 to the lane."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from api.lane import Lane, Receive, Request, Scope, Send
+from api.lane import App, Lane, Receive, Request, Scope, Send
 from core.runtime import runtime
-
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Gate:

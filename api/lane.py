@@ -17,9 +17,9 @@ from django.conf import settings
 from api import health, requests
 from api.requests import NAMES, PREFIX, Headers
 from api.routing import match
-from core.callers import Call
+from core.callers import Call, while_allowed
 from core.encoding import encode
-from core.errors import Internal, SyrosError, TooLarge
+from core.errors import SyrosError, TooLarge
 from core.express import Reply
 from core.operations import MAX_BYTES, Operation, Outcome
 from core.runtime import runtime
@@ -67,13 +67,11 @@ class Lane:
         return Request(*found, headers, method, query, peer) if takes(found[0], headers) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method, path, client = scope["method"], scope["path"], scope["client"]
+        method, path = scope["method"], scope["path"]
         if path in health.PATHS and method in {"GET", "HEAD"}:
             status, body = await health.look(path)
             await write(send, Reply(status, _JSON, encode(body), [(b"cache-control", b"no-store")]))
-        elif request := self._request(
-            method, path, scope["query_string"], scope["headers"], client[0] if client else ""
-        ):
+        elif request := self._request(method, path, scope["query_string"], scope["headers"], peer_of(scope)):
             await respond(request, receive, send)
         else:
             await self._leave(scope, receive, send)
@@ -117,22 +115,13 @@ class Request:
         try:
             call, params = await self.read(body, identity)
             waits = bool(params.get("wait_seconds"))
-            reply = answered(await self._run(call, params, waits), identity)
-        except SyrosError as error:
-            reply = refused(error, identity)
-        except Exception:
-            logger.exception("%s broke", self.operation.name, extra={"request_id": identity})
-            reply = refused(Internal(), identity)
+            reply = answered(await runtime.run(self.operation, call, params), identity)
+        except Exception as error:
+            reply = refused(requests.refusal(error, self.operation.name, identity), identity)
         took = perf_counter() - started
         if took > SLOW_SECONDS and not waits:
             logger.warning("slow: %s took %.1f s", self.operation.name, took, extra={"request_id": identity})
         return reply
-
-    async def _run(self, call: Call, params: dict[str, Any], waits: bool) -> Outcome:
-        if not waits:
-            return await runtime.run(self.operation, call, params)
-        async with requests.while_allowed(self.headers, self.peer, self.operation, params):
-            return await runtime.run(self.operation, call, params)
 
     async def read(self, body: bytes, identity: str) -> tuple[Call, dict[str, Any]]:
         """Who calls, and with which parameters.
@@ -159,6 +148,11 @@ def takes(operation: Operation, headers: Headers) -> bool:
     if headers.cookie and settings.SESSION_COOKIE_NAME in headers.cookie and not requests.credential(headers):
         return False  # a person signed in to the admin; Django knows sessions
     return not headers.content_type or requests.is_json(headers.content_type)
+
+
+def peer_of(scope: Scope) -> str:
+    """The address at the other end of the socket."""
+    return str(scope["client"][0]) if scope["client"] else ""
 
 
 def read_headers(pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
@@ -273,7 +267,7 @@ async def stream(request: Request, body: bytes, receive: Receive, send: Send) ->
         (b"x-request-id", identity.encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": head})
-    allowed = requests.while_allowed(request.headers, request.peer, request.operation, params)
+    allowed = while_allowed(call, request.operation, params)
     sending = asyncio.ensure_future(send_items(allowed, first, items, send))
     gone = asyncio.ensure_future(disconnect(receive))
     try:

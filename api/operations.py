@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import AliasChoices
 
+from api.schemas import present, words
 from core.operations import Operation, registry
 
 SDK = "sdks/python/syros/operations.json"
@@ -51,7 +52,7 @@ def parameter(operation: Operation, name: str, schema: dict[str, Any]) -> dict[s
     `type` is string, integer, number, boolean, `scalar` (text that may read as a number) or `json`; `list`: several
     of these. `limits` are those of JSON Schema.
     """
-    kinds = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
+    kinds = present(schema)
     is_list = len(kinds) == 1 and kinds[0].get("type") == "array" and kind(kinds[0]["items"]) != "json"
     if is_list:
         kinds = [kinds[0]["items"], kinds[0]]
@@ -61,7 +62,7 @@ def parameter(operation: Operation, name: str, schema: dict[str, Any]) -> dict[s
         "list": is_list,
         "required": name in operation.takes.get("required", ()),
         "default": schema.get("default"),
-        "enum": [value for each in kinds for value in choices(each)],
+        "enum": [value for each in kinds for value in words(each) or ()],
         "limits": {limit: each[limit] for each in kinds for limit in LIMITS if limit in each},
         "aliases": aliases(operation, name),
         "help": schema.get("description", ""),
@@ -78,10 +79,6 @@ def kind(schema: dict[str, Any]) -> str:
 
 def union(schemas: list[dict[str, Any]]) -> str:
     return "json" if "json" in map(kind, schemas) else "scalar"
-
-
-def choices(schema: dict[str, Any]) -> list[Any]:
-    return [schema["const"]] if "const" in schema else list(schema.get("enum", ()))
 
 
 def aliases(operation: Operation, name: str) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 from django.conf import settings
 from pydantic import TypeAdapter
 
+from api.schemas import options, present, referred, words
 from core.operations import Operation, registry
 
 PACKAGE = "syros.v1"
@@ -245,12 +246,12 @@ class Contract:
 
     def _kind(self, schema: Schema, defs: Schema) -> tuple[str, bool]:
         """The type that a schema is in protobuf, and whether it repeats."""
-        options = [each for each in variants(schema) if each.get("type") != "null"]
-        if len(options) != 1:
+        kinds = present(schema)
+        if len(kinds) != 1:
             return VALUE, False
-        (only,) = options
-        if "$ref" in only:
-            name, target = only["$ref"].rpartition("/")[2], resolve(only, defs)
+        (only,) = kinds
+        if name := referred(only):
+            target = resolve(only, defs)
             if "properties" in target:
                 return self._share(name, target, defs), False
             return self._kind(target, defs)
@@ -314,26 +315,21 @@ class Contract:
 def shapes_of(operation: Operation) -> list[Schema]:
     """The objects that an operation may answer, whose fields are the message's; none, if it answers something else."""
     defs = operation.gives.get("$defs", {})
-    found = [resolve(each, defs) for each in variants(operation.gives)]
+    found = [resolve(each, defs) for each in options(operation.gives)]
     return found if all("properties" in shape for shape in found) else []
 
 
-def variants(schema: Schema) -> list[Schema]:
-    found: list[Schema] = schema.get("anyOf") or schema.get("oneOf") or [schema]
-    return found
-
-
 def resolve(schema: Schema, defs: Schema) -> Schema:
-    found: Schema = defs[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    found: Schema = defs[name] if (name := referred(schema)) else schema
     return found
 
 
 def remark(schema: Schema) -> str:
     """What a schema says beyond the type: the description, the words it takes, the limits, the default."""
     parts = [schema["description"]] if "description" in schema else []
-    for option in variants(schema):
-        if words := option.get("enum") or ([option["const"]] if "const" in option else []):
-            parts.append(f"{'One of' if len(words) > 1 else 'Only'} {', '.join(map(json.dumps, words))}.")
+    for option in options(schema):
+        if taken := words(option):
+            parts.append(f"{'One of' if len(taken) > 1 else 'Only'} {', '.join(map(json.dumps, taken))}.")
         parts += limits(option)
     if schema.get("default") not in (None, "", [], {}):
         parts.append(f"Default: {json.dumps(schema['default'])}.")

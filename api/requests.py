@@ -1,23 +1,24 @@
-"""What a request says, read the same way by the fast lane and by Django REST framework."""
+"""What a request says, read the same way by every door; and who says it."""
 
-import asyncio
+import logging
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from random import getrandbits
 from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
 
-from core.callers import Call, Caller, authorize, identify, namespaces
+from core.callers import Call, Caller, Who, identify, namespaces
 from core.encoding import MAX_DEPTH, depth
-from core.errors import Invalid, Malformed, SyrosError, Unavailable, UnsupportedMediaType
+from core.errors import Internal, Invalid, Malformed, SyrosError, UnsupportedMediaType
 from core.operations import Operation
 
+logger = logging.getLogger("syros.api")
+
 PREFIX = "/api/v1/"
-REVIEW_SECONDS = 0.5  # between two looks at who is served for long; a verdict is remembered for four
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -58,6 +59,14 @@ NAMES = {
 }
 
 
+def refusal(error: Exception, what: str, identity: str) -> SyrosError:
+    """A refusal as it is; in the place of an error that nobody foresaw, one that leads to the log."""
+    if isinstance(error, SyrosError):
+        return error
+    logger.error("%s broke", what, exc_info=error, extra={"request_id": identity})
+    return Internal()
+
+
 def request_id(headers: Headers) -> str:
     """The request's id: the client's if it is printable, else a new one."""
     given = headers.request_id
@@ -76,8 +85,22 @@ async def call_of(headers: Headers, identity: str, peer: str) -> Call:
 
     Raises: Unauthenticated, Forbidden, NotFound (of the namespace), Invalid.
     """
-    caller = await identify(credential(headers), peer=peer, host=headers.host, origin=headers.origin or None)
-    return await call_by(caller, headers, identity)
+    return await call_of_whom(partial(caller_of, headers, peer), headers, identity)
+
+
+async def call_of_whom(who: Who, headers: Headers, identity: str) -> Call:
+    """The same, for a door that tells callers in another way as well."""
+    call = await call_by(await who(), headers, identity)
+    call.who = who
+    return call
+
+
+async def caller_of(headers: Headers, peer: str) -> Caller:
+    """Who calls, by what the headers say.
+
+    Raises: Unauthenticated, Forbidden.
+    """
+    return await identify(credential(headers), peer=peer, host=headers.host, origin=headers.origin or None)
 
 
 async def call_by(caller: Caller, headers: Headers, identity: str) -> Call:
@@ -88,47 +111,6 @@ async def call_by(caller: Caller, headers: Headers, identity: str) -> Call:
     if headers.traceparent and (trace := _TRACEPARENT.fullmatch(headers.traceparent)):
         call.correlation_id = trace[1]
     return call
-
-
-@asynccontextmanager
-async def while_allowed(
-    headers: Headers, peer: str, operation: Operation, params: Mapping[str, Any]
-) -> AsyncIterator[None]:
-    """Break what is done here off within 5 seconds after the caller's credential was revoked or has run out, or the
-    right to the operation was withdrawn. For what takes long: streams and waits.
-
-    Raises: Unauthenticated, Forbidden.
-    """
-    task, refusals = asyncio.current_task(), list[SyrosError]()
-    assert task
-
-    async def watch() -> None:
-        refusals.append(await refused(headers, peer, operation, params))
-        task.cancel()
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not refusals or task.uncancel():  # it is somebody else who ends it
-            raise
-        raise refusals[0] from None
-    finally:
-        watching.cancel()
-
-
-async def refused(headers: Headers, peer: str, operation: Operation, params: Mapping[str, Any]) -> SyrosError:
-    """Wait until a caller who was let in would not be let in again."""
-    while True:
-        await asyncio.sleep(REVIEW_SECONDS)
-        try:
-            origin = headers.origin or None
-            caller = await identify(credential(headers), peer=peer, host=headers.host, origin=origin)
-            authorize(caller, operation, params)
-        except Unavailable:
-            continue
-        except SyrosError as error:
-            return error
 
 
 def check_idempotency_key(key: str) -> str:
@@ -164,15 +146,23 @@ def read_object(text: bytes, deepest: int = MAX_DEPTH) -> dict[str, Any]:
 
     Raises: Malformed, Invalid.
     """
-    if depth(text) > deepest:
-        raise Malformed(f"JSON nests deeper than {deepest}.")
-    try:
-        found = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise Malformed(f"Not JSON: {error}") from None
+    found = read_json(text, deepest)
     if not isinstance(found, dict):
         raise Invalid([{"pointer": "/", "code": "object_type", "detail": "the body is a JSON object"}])
     return found
+
+
+def read_json(text: bytes, deepest: int = MAX_DEPTH) -> Any:
+    """A JSON value that nests no deeper than this.
+
+    Raises: Malformed.
+    """
+    if depth(text) > deepest:
+        raise Malformed(f"JSON nests deeper than {deepest}.")
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"Not JSON: {error}") from None
 
 
 def read_query(text: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from api.openapi import OperationSchema
 from api.requests import NAMES, Headers
 from api.routing import match, methods
 from core import errors
-from core.callers import ANONYMOUS, Call, Caller, identify
+from core.callers import ANONYMOUS, Call, Caller
 from core.encoding import decode, encode
 from core.operations import Operation
 from core.runtime import runtime
@@ -114,10 +114,7 @@ class Credentials(BaseAuthentication):
         if not requests.credential(headers) and user is not None and user.is_authenticated:
             sessions.check_csrf(request._request)
             return sessions.caller_of(user), None
-        peer = request.META.get("REMOTE_ADDR", "")
-        origin = headers.origin or None
-        credential = requests.credential(headers)
-        return in_loop(identify(credential, peer=peer, host=headers.host, origin=origin)), None
+        return in_loop(requests.caller_of(headers, request.META.get("REMOTE_ADDR", ""))), None
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"

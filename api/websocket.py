@@ -22,14 +22,13 @@ from redis import RedisError
 from websockets.frames import CloseCode
 
 from api import requests
-from api.lane import Receive, Scope, Send, read_headers
+from api.lane import Receive, Scope, Send, peer_of, read_headers
 from api.requests import Headers
 from core.callers import ANONYMOUS, Call, Caller, authorize, identify, review, verdicts
 from core.encoding import MAX_DEPTH, encode
 from core.errors import (
     Conflict,
     Forbidden,
-    Internal,
     Invalid,
     NotFound,
     SyrosError,
@@ -269,9 +268,8 @@ class Socket(AsyncConsumer):
         self.headers.namespace = self.headers.namespace or namespace
 
     async def _identify(self, credential: str | None) -> Caller:
-        client = self.scope["client"]
         host, origin = self.headers.host, self.headers.origin or None
-        return await identify(credential, peer=client[0] if client else "", host=host, origin=origin)
+        return await identify(credential, peer=peer_of(self.scope), host=host, origin=origin)
 
     async def _become(self, caller: Caller, credential: str | None) -> None:
         sockets.discard(self)
@@ -356,16 +354,13 @@ class Socket(AsyncConsumer):
         do = self._stream if work.kind == STREAM else self._run
         try:
             return await do(work, await self._call(work))
-        except SyrosError as error:
-            return refused(work.name, error, work.identity)
         except asyncio.CancelledError:
             if work.revoked is None:
                 raise
             return refused(work.name, work.revoked, work.identity)
-        except Exception:
-            about = {"request_id": work.identity}
-            logger.exception("%s broke", work.operation.name, extra=about)
-            return refused(work.name, Internal(), work.identity)
+        except Exception as error:
+            found = requests.refusal(error, work.operation.name, work.identity)
+            return refused(work.name, found, work.identity)
 
     async def _call(self, work: Work) -> Call:
         """Raises: what core.callers raises."""

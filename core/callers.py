@@ -1,7 +1,9 @@
 """Who calls, where, and whether they may."""
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
-from core.errors import Forbidden, NotFound, Unauthenticated
+from core.errors import Forbidden, NotFound, SyrosError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
     from core.operations import Operation
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 # where no wake-up arrives.
 VERDICT_SECONDS = 4.0
 VERDICTS = 10_000
+REVIEW_SECONDS = 0.5  # between two looks at a caller who is served for long
 NAMESPACE_LENGTH = 63
 _LOOPBACK = r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
 LOOPBACK_HOST = re.compile(_LOOPBACK, re.IGNORECASE)
@@ -41,6 +44,9 @@ class Caller:
     is_confined: bool = False  # to that namespace: for the others it is as if they were not there
 
 
+Who = Callable[[], Awaitable[Caller]]
+
+
 @dataclass(slots=True)
 class Call:
     """One use of an operation: the caller, the namespace it works in, and what the transport was told."""
@@ -51,6 +57,7 @@ class Call:
     idempotency_key: str | None = None
     correlation_id: str | None = None
     size: int = 0  # bytes of the body
+    who: Who | None = None  # asks again who calls; None, where the connection as a whole is looked at
 
 
 def authorize(caller: Caller, operation: "Operation", params: Mapping[str, Any]) -> None:
@@ -119,6 +126,48 @@ async def review(credentials: Sequence[str]) -> dict[str, Caller]:
     for credential, caller in found.items():
         verdicts.put(credential, caller)
     return found
+
+
+async def turned_away(who: Who, check: Callable[[Caller], None] = lambda _: None) -> SyrosError:
+    """Wait until a caller who was let in would not be let in again, and say why: within 5 seconds of it.
+
+    Parameters: who asks again who it is; `check` raises what it may not do any more.
+    """
+    while True:
+        await asyncio.sleep(REVIEW_SECONDS)
+        try:
+            check(await who())
+        except Unavailable:
+            continue
+        except SyrosError as error:
+            return error
+
+
+@asynccontextmanager
+async def while_allowed(call: Call, operation: "Operation", params: Mapping[str, Any]) -> AsyncIterator[None]:
+    """Break what is done here off once the caller is turned away, or may not do it any more. For what takes long.
+
+    Raises: Unauthenticated, Forbidden.
+    """
+    if call.who is None:
+        yield
+        return
+    who, task, refusals = call.who, asyncio.current_task(), list[SyrosError]()
+    assert task
+
+    async def watch() -> None:
+        refusals.append(await turned_away(who, lambda caller: authorize(caller, operation, params)))
+        task.cancel()  # in the same step, so that it cannot come after the block
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not refusals or task.uncancel():  # it is somebody else who ends it
+            raise
+        raise refusals[0] from None
+    finally:
+        watching.cancel()
 
 
 ANONYMOUS = Caller("anonymous")

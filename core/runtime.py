@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from core.batch import Job
-from core.callers import Call, authorize
+from core.callers import Call, authorize, while_allowed
 from core.database import follow_pool, pool, tail_pool
 from core.encoding import encode
 from core.engine import Engine
@@ -185,6 +185,12 @@ class Runtime:
         Raises: the operation's SyrosErrors, Forbidden, Unavailable, OutcomeUnknown.
         """
         authorize(call.caller, operation, params)
+        if not params.get("wait_seconds"):
+            return await self._run(operation, call, params)
+        async with while_allowed(call, operation, params):
+            return await self._run(operation, call, params)
+
+    async def _run(self, operation: Operation, call: Call, params: dict[str, Any]) -> Outcome:
         if operation.kind == "command":
             return await self.carry_out(operation, call, params)
         if operation.is_async:

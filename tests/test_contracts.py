@@ -23,7 +23,7 @@ def place(tmp_path: Path, settings: Any) -> Path:
     """A checkout with the documents of today."""
     settings.BASE_DIR = tmp_path
     call_command("make_contracts", stdout=StringIO())
-    assert contracts.changed(tmp_path) == {}
+    assert contracts.changed(tmp_path, contracts.documents(contracts.SOURCES)) == {}
     return tmp_path
 
 
@@ -44,7 +44,7 @@ def test_what_breaks_clients_is_not_written(place: Path) -> None:
     assert "locks_acquire.query.colour: is gone" in complaints.getvalue()
     assert (place / OPENAPI).read_text() == before
     call_command("make_contracts", breaking=True, stdout=StringIO(), stderr=StringIO())
-    assert contracts.changed(place) == {}
+    assert contracts.changed(place, contracts.documents(contracts.SOURCES)) == {}
 
 
 def test_what_breaks_the_command_line_is_not_written(place: Path) -> None:
@@ -63,4 +63,4 @@ def test_what_only_adds_is_written(place: Path) -> None:
     with pytest.raises(CommandError, match="make_contracts"):
         call_command("make_contracts", check=True)
     call_command("make_contracts", stdout=StringIO())
-    assert contracts.changed(place) == {}
+    assert contracts.changed(place, contracts.documents(contracts.SOURCES)) == {}

@@ -173,7 +173,7 @@ def test_a_query_may_be_in_the_address_and_a_mutation_may_not(ask: Asker) -> Non
     answer = ask.send("GET", query=taking)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert ask('{ locksGet(key: "a") { isLocked } }') == {"locksGet": {"isLocked": False}}
-    assert ask.send("GET", query={**asked, "variables": "{"}).status_code == 422
+    assert ask.send("GET", query={**asked, "variables": "{"}).status_code == 400  # JSON, but malformed
 
 
 @pytest.mark.parametrize("accept", ["application/graphql-response+json", "application/json", "*/*", ""])
@@ -767,3 +767,14 @@ def test_a_long_document_is_read_beside_the_loop(ask: Asker, monkeypatch: pytest
     assert ask(short) == ask(long) == {"__typename": "Query"}
     assert threads[len(short)] != threads[len(long)]
     assert ask.refused(f"{{ __typename # {'x' * 100_000}\n}}", 422)["errors"][0]["pointer"] == "/query"
+
+
+def test_who_waits_leaves_the_queue_when_the_key_is_revoked(ask: Asker, lane: Lane, later: Any) -> None:
+    made = lane("api_keys.create", name="ci")
+    lane("locks.acquire", key="a", owner="holder", ttl_seconds=60)
+    query = 'mutation { locksAcquire(key: "a", owner: "revoked", waitSeconds: 30) { key } }'
+    waiting = later(ask.post, {"query": query}, X_API_Key=made["key"])
+    until(lambda: queue(lane, "a") == ["revoked"])
+    lane("api_keys.revoke", key_id=made["id"])
+    until(lambda: queue(lane, "a") == [], 8)
+    assert waiting.result(10).json()["errors"][0]["extensions"]["code"] == "unauthenticated"

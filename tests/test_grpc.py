@@ -23,7 +23,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from api.grpc import calls, core, execute, health, server
+from api.grpc import aio, calls, execute, health, server
 from api.grpc.server import Grpc
 from api.grpc.status import code_of, fitted
 from api.messages import messages
@@ -718,7 +718,7 @@ def test_addresses_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_silent_strangers_hold_up_nobody_who_says_who_it_is(
     served: Served, door: GrpcDoor, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(core, "CALLS", 30)
+    monkeypatch.setattr(aio, "CALLS", 30)
     crowd = b"".join(head(path.encode(), stream=2 * n + 1) for n in range(60))
     with connection(served, crowd) as found:
         heard(found, until_has=b"grpc-status")  # some are refused by now
@@ -728,7 +728,7 @@ def test_silent_strangers_hold_up_nobody_who_says_who_it_is(
 def test_those_who_watch_are_counted_for_themselves(
     served: Served, door: GrpcDoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core, "CALLS", 30)
+    monkeypatch.setattr(aio, "CALLS", 30)
     monkeypatch.setattr(health, "WATCHES", 50)
     watches = [door.channel.unary_stream(WATCH)(b"") for _ in range(50)]
     assert all(next(watch) for watch in watches)
@@ -771,7 +771,7 @@ def test_a_thousand_waiting_calls_hold_nobody_up_and_leave_together(served: Serv
 
 def test_a_process_has_a_limit_for_calls(door: GrpcDoor, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = waits(door)
-    monkeypatch.setattr(core, "CALLS", 1)
+    monkeypatch.setattr(aio, "CALLS", 1)
     assert code(lambda: ask(door.channel, GET, b"")) is StatusCode.RESOURCE_EXHAUSTED
     waiting.cancel()
     monkeypatch.undo()

@@ -142,7 +142,7 @@ def test_what_breaks_is_an_internal_error_with_an_id_that_is_logged(
     frame = peer.ask("locks.get", key="a")
     assert refusal(frame) == (500, "internal")
     assert "secret" not in str(frame)
-    (record,) = [record for record in caplog.records if record.name == "syros.websocket"]
+    (record,) = [record for record in caplog.records if record.name == "syros.api"]
     assert record.__dict__["request_id"] == frame["error"]["request_id"]
 
 

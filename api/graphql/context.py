@@ -1,7 +1,6 @@
 """What the fields of one answer share, and how their refusals are told."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,14 +9,12 @@ from typing import Any
 from graphql import GraphQLError
 from orjson import Fragment
 
-from api.requests import check_idempotency_key
+from api import requests
 from core.callers import ANONYMOUS, Call
 from core.encoding import decode, encode
-from core.errors import Internal, Malformed, SyrosError, TooLarge
+from core.errors import Malformed, SyrosError, TooLarge
 from core.operations import Nested, Operation
 from core.runtime import runtime
-
-logger = logging.getLogger("syros.graphql")
 
 MAX_ERRORS = 30  # in one answer
 Json = dict[str, Any]
@@ -72,7 +69,7 @@ class Context:
         if self.size > operation.max_bytes:
             raise TooLarge(f"A request for {operation.name} has at most {operation.max_bytes} bytes.")
         caller = ANONYMOUS if operation.anonymous else self.call.caller
-        key = check_idempotency_key(key) if key else None
+        key = requests.check_idempotency_key(key) if key else None
         call = replace(self.call, caller=caller, idempotency_key=key, size=self.size)
         outcome = await runtime.run(operation, call, operation.parse(arguments))
         self.outcomes[name] = {"status": outcome.status, "replayed": outcome.replayed}
@@ -133,12 +130,9 @@ def told_as(error: GraphQLError, problem: SyrosError, identity: str) -> Json:
 
 
 def problem_of(error: GraphQLError, identity: str) -> SyrosError:
-    cause: BaseException | None = error
+    cause: Exception | None = error
     while isinstance(cause, GraphQLError):
         cause = cause.original_error
-    if isinstance(cause, SyrosError):
-        return cause
     if cause is None:
         return Malformed(error.message[:500])
-    logger.error("a field broke: %s", error.path, exc_info=cause, extra={"request_id": identity})
-    return Internal()
+    return requests.refusal(cause, f"the field {error.path}", identity)

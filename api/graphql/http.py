@@ -1,24 +1,31 @@
 """GraphQL over HTTP: POST for everything, GET for queries; for browsers a page."""
 
-import logging
+from functools import partial
 from typing import Any
-
-import orjson
 
 from api import requests
 from api.graphql.asking import Asked, Question, graph
 from api.graphql.context import Unanswerable, refusal
-from api.lane import App, Disconnected, Receive, Scope, Send, read, read_headers, while_connected, write
+from api.lane import (
+    App,
+    Disconnected,
+    Receive,
+    Scope,
+    Send,
+    peer_of,
+    read,
+    read_headers,
+    while_connected,
+    write,
+)
 from api.requests import Headers
 from api.sessions import by_session
-from core.callers import ANONYMOUS, Call, Caller, identify
+from core.callers import ANONYMOUS, Call, Caller
 from core.encoding import encode
-from core.errors import Internal, Invalid, MethodNotAllowed, NotAcceptable, SyrosError
+from core.errors import MethodNotAllowed, NotAcceptable, SyrosError
 from core.express import Reply
 from core.operations import registry
 from core.sockets import STRANGER_BYTES
-
-logger = logging.getLogger("syros.graphql")
 
 RESPONSE = "application/graphql-response+json"
 
@@ -39,17 +46,16 @@ class Http:
             return
         identity = requests.request_id(headers)
         try:
-            caller = await caller_of(scope, headers)
-            limit = self._limit if isinstance(caller, Caller) else STRANGER_BYTES
-            body = await read(receive, headers, limit)
+            body = await read(
+                receive, headers, self._limit if await is_known(scope, headers) else STRANGER_BYTES
+            )
             found = await while_connected(answer(scope, headers, body, identity), receive)
         except Disconnected:
             return
-        except (SyrosError, Unanswerable) as error:
+        except Unanswerable as error:
             found = refused(error, headers, identity)
-        except Exception:
-            logger.exception("a document broke", extra={"request_id": identity})
-            found = refused(Internal(), headers, identity)
+        except Exception as error:
+            found = refused(requests.refusal(error, "a document", identity), headers, identity)
         await write(send, found)
 
 
@@ -69,15 +75,8 @@ def read_question(scope: Scope, headers: Headers, body: bytes) -> Question:
         raise MethodNotAllowed("Here: GET, POST.", allow=["GET", "POST"])
     found: dict[str, Any] = requests.read_query(scope["query_string"].decode("latin-1"))
     for name in found.keys() & {"variables", "extensions"}:
-        found[name] = read_json(name, found[name])
+        found[name] = requests.read_json("".join(found[name]).encode())
     return Question.read(found, len(scope["query_string"]))
-
-
-def read_json(name: str, text: Any) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raise Invalid([{"pointer": f"/{name}", "code": "json", "detail": "JSON in the address"}]) from None
 
 
 def check_method(method: str, asked: Asked) -> None:
@@ -89,28 +88,32 @@ def check_method(method: str, asked: Asked) -> None:
         raise MethodNotAllowed("Mutations are posted.", allow=["POST"])
 
 
-async def caller_of(scope: Scope, headers: Headers) -> Caller | SyrosError:
-    """Who asks, by a credential or by the session of a browser; or why that is nobody, which some may be."""
-    credential = requests.credential(headers)
-    peer, origin = scope["client"][0] if scope["client"] else "", headers.origin or None
+async def caller_of(scope: Scope, headers: Headers) -> Caller:
+    """Who asks, by a credential or by the session of a browser.
+
+    Raises: Unauthenticated, Forbidden.
+    """
+    known = None if requests.credential(headers) else await by_session(scope)
+    return known or await requests.caller_of(headers, peer_of(scope))
+
+
+async def is_known(scope: Scope, headers: Headers) -> bool:
+    """Is it somebody, of whom more may be read? Some may be nobody."""
     try:
-        known = None if credential else await by_session(scope)
-        return known or await identify(credential, peer=peer, host=headers.host, origin=origin)
-    except SyrosError as error:
-        return error
+        await caller_of(scope, headers)
+    except SyrosError:
+        return False
+    return True
 
 
 async def call_of(scope: Scope, headers: Headers, identity: str, asked: Asked) -> Call:
     """Who asks, as of now: a body may have taken long to come.
 
-    Raises: why the caller is nobody, where somebody must ask; NotFound (of the namespace), Invalid.
+    Raises: Unauthenticated, Forbidden, NotFound (of the namespace), Invalid.
     """
     if asked.is_anonymous:
         return await requests.call_by(ANONYMOUS, headers, identity)
-    caller = await caller_of(scope, headers)
-    if isinstance(caller, SyrosError):
-        raise caller
-    return await requests.call_by(caller, headers, identity)
+    return await requests.call_of_whom(partial(caller_of, scope, headers), headers, identity)
 
 
 def reply(status: int, body: dict[str, Any], headers: Headers, identity: str) -> Reply:

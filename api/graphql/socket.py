@@ -1,7 +1,6 @@
 """GraphQL over WebSocket, by the protocol graphql-transport-ws: subscriptions, and queries and mutations too."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from functools import partial
@@ -13,24 +12,19 @@ from websockets.frames import CloseCode
 from api import requests
 from api.graphql.asking import Asked, Question, graph
 from api.graphql.context import Unanswerable, refusal
-from api.lane import read_headers
+from api.lane import peer_of, read_headers
 from api.requests import NAMES, Headers
 from api.sessions import by_own_page
 from api.websocket import sockets
-from core.callers import Call, Caller, identify
-from core.encoding import MAX_DEPTH, decode, depth, encode
-from core.errors import Internal, SyrosError, TooManyOperations, Unauthenticated, Unavailable
+from core.callers import Call, Caller, turned_away
+from core.encoding import encode
+from core.errors import Malformed, SyrosError, TooManyOperations, Unauthenticated, Unavailable
 from core.runtime import runtime
 from core.sockets import TRUST
-
-logger = logging.getLogger("syros.graphql")
 
 PROTOCOL = "graphql-transport-ws"
 INIT_SECONDS = 3.0  # for the client to say who it is
 FINISH_SECONDS = 10.0  # for what is under way when the process stops
-LOOK_SECONDS = (
-    1.0  # between two looks at whether it still may be here: a verdict is kept for 4 s, so 5 in all
-)
 MAX_OPERATIONS = 100  # at once, of one socket
 HELD_BYTES = 32 << 20  # of requests under way, together
 MAX_ID = 128
@@ -263,21 +257,20 @@ class Socket(AsyncWebsocketConsumer):
 
         Raises: Closed, when it may not be here; Unavailable.
         """
-        headers, scope = self._headers, self.scope
-        credential = requests.credential(headers)
         try:
-            caller = None if credential else await by_own_page(scope, headers.host, headers.origin)
-            peer = scope["client"][0] if scope["client"] else ""
-            caller = caller or await identify(
-                credential, peer=peer, host=headers.host, origin=headers.origin or None
-            )
-            return await requests.call_by(caller, headers, identity)
+            return await requests.call_by(await self._who(), self._headers, identity)
         except Unavailable:
             raise
-        except Unauthenticated as error:
-            raise Closed(UNAUTHENTICATED, error.detail) from None
         except SyrosError as error:
-            raise Closed(FORBIDDEN, error.detail) from None
+            raise closing(error) from None
+
+    async def _who(self) -> Caller:
+        """Raises: Unauthenticated, Forbidden, Unavailable."""
+        headers, scope = self._headers, self.scope
+        known = (
+            None if requests.credential(headers) else await by_own_page(scope, headers.host, headers.origin)
+        )
+        return known or await requests.caller_of(headers, peer_of(scope))
 
     async def _wait_for_init(self) -> None:
         await asyncio.sleep(INIT_SECONDS)
@@ -286,33 +279,27 @@ class Socket(AsyncWebsocketConsumer):
 
     async def _watch(self) -> None:
         """Close the connection of a client whose credential is revoked or has run out."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await self._identify()
-            except Unavailable:
-                continue
-            except Closed as closed:
-                await self._end(closed)
-                return
+        await self._end(closing(await turned_away(self._who)))
+
+
+def closing(error: SyrosError) -> Closed:
+    """How a connection ends whose client may not be here."""
+    return Closed(UNAUTHENTICATED if isinstance(error, Unauthenticated) else FORBIDDEN, error.detail)
 
 
 def refusing(error: Exception, identity: str) -> dict[str, Any]:
     """What is said last of an operation that was refused, or broke."""
-    if not isinstance(error, SyrosError | Unanswerable):
-        logger.error("a document broke", exc_info=error, extra={"request_id": identity})
-        error = Internal()
+    if not isinstance(error, Unanswerable):
+        error = requests.refusal(error, "a document", identity)
     return {"kind": "error", "payload": refusal(error, identity)[1]["errors"]}
 
 
 def read_message(data: bytes) -> dict[str, Any]:
     """Raises: Closed."""
-    if depth(data) > MAX_DEPTH:
-        raise Closed(INVALID, f"JSON nests deeper than {MAX_DEPTH}")
     try:
-        found = decode(data)
-    except ValueError:
-        raise Closed(INVALID, "Not JSON") from None
+        found = requests.read_json(data)
+    except Malformed as error:
+        raise Closed(INVALID, error.detail) from None
     if not isinstance(found, dict) or not isinstance(found.get("type"), str):
         raise Closed(INVALID, "A message is an object with a type")
     return found

@@ -8,6 +8,7 @@ import graphene
 from graphene.utils.str_converters import to_camel_case
 from graphql import GraphQLSchema, Undefined, value_from_ast_untyped
 
+from api.schemas import options, present, referred
 from core.operations import Nested, Operation, Registry
 
 Json = dict[str, Any]
@@ -78,12 +79,12 @@ def is_list(operation: Operation) -> bool:
 
 def without_null(schema: Json) -> tuple[Json, bool]:
     """What a schema says of a value that is there, and whether it may be null."""
-    options = [option for option in schema.get("anyOf", ()) if option.get("type") != "null"]
-    if not options:
+    if "anyOf" not in schema:
         return schema, False
+    kinds = present(schema)
     about = {name: value for name, value in schema.items() if name != "anyOf"}
-    found = {**about, **options[0]} if len(options) == 1 else {**about, "anyOf": options}
-    return found, len(options) < len(schema["anyOf"])
+    found = {**about, **kinds[0]} if len(kinds) == 1 else {**about, "anyOf": kinds}
+    return found, len(kinds) < len(schema["anyOf"])
 
 
 def described(schema: Json) -> str | None:
@@ -126,8 +127,8 @@ class Types:
 
     def kind(self, schema: Json, definitions: Json, is_input: bool = False) -> Any:
         """The same, regardless of null. Several objects are one with the fields of all; several scalars are JSON."""
-        names = [each["$ref"].rpartition("/")[2] for each in schema.get("anyOf", [schema]) if "$ref" in each]
-        if len(names) == len(schema.get("anyOf", [schema])) and not (is_input and len(names) > 1):
+        names = [referred(each) for each in options(schema)]
+        if all(names) and not (is_input and len(names) > 1):
             return self._object(
                 "Or".join(names), [definitions[name] for name in names], definitions, is_input
             )

@@ -1,7 +1,6 @@
 """Operations as gRPC methods: one message in, one message or a stream of them out."""
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +17,11 @@ from api import requests
 from api.grpc.status import refuse
 from api.messages import build, check_known, messages
 from api.requests import NAMES, Headers
-from core.callers import ANONYMOUS, Call
+from core.callers import ANONYMOUS, Call, while_allowed
 from core.encoding import encode
-from core.errors import Internal, Malformed, SyrosError, TooLarge, TooManyOperations
+from core.errors import Malformed, TooLarge, TooManyOperations
 from core.operations import Operation, Outcome
 from core.runtime import runtime
-
-logger = logging.getLogger("syros.grpc")
 
 REQUEST_SECONDS = 60.0  # for a message to arrive whole
 STRANGER_SECONDS = 10.0  # the same, for a caller who need not say who it is
@@ -133,14 +130,14 @@ class Method:
         try:
             with self._place(context):
                 call, params = await self._asked(context, headers, identity)
-                outcome = await self._run(context, headers, call, params)
+                outcome = await runtime.run(self._operation, call, params)
             reply = await self._reply(outcome.value)
             context.set_trailing_metadata(told(outcome, identity))
             return reply
         except aio.BaseError:
             raise  # the peer is gone
         except Exception as error:
-            refuse(context, as_syros_error(error, self._operation.name, identity), identity)
+            refuse(context, requests.refusal(error, self._operation.name, identity), identity)
             return b""
 
     async def stream(self, _: object, context: Context) -> None:
@@ -151,7 +148,7 @@ class Method:
             call, params = await self._asked(context, headers, identity)
             items: Any = runtime.stream(self._operation, call, params)
             try:
-                async with requests.while_allowed(headers, peer_of(context), self._operation, params):
+                async with while_allowed(call, self._operation, params):
                     async for item in items:
                         await context.write(await self._reply(item))
             finally:
@@ -159,18 +156,12 @@ class Method:
         except aio.BaseError:
             raise
         except Exception as error:
-            refuse(context, as_syros_error(error, self._operation.name, identity), identity)
+            refuse(context, requests.refusal(error, self._operation.name, identity), identity)
 
     def _place(self, context: Context) -> AbstractContextManager[None]:
         if not self._operation.anonymous:
             return nullcontext()
         return strangers.take(peer_of(context), STRANGERS, PROCESS_STRANGERS)
-
-    async def _run(self, context: Context, headers: Headers, call: Call, params: dict[str, Any]) -> Outcome:
-        if not params.get("wait_seconds"):
-            return await runtime.run(self._operation, call, params)
-        async with requests.while_allowed(headers, peer_of(context), self._operation, params):
-            return await runtime.run(self._operation, call, params)
 
     async def _asked(self, context: Context, headers: Headers, identity: str) -> tuple[Call, dict[str, Any]]:
         """Who calls, and with which parameters. Nothing is read for a caller who must say who it is and does not.
@@ -205,11 +196,3 @@ def told(outcome: Outcome, identity: str) -> tuple[tuple[str, str], ...]:
     """What is said beside an answer."""
     found = (("syros-status", str(outcome.status)), ("x-request-id", identity))
     return (*found, ("idempotency-replayed", "true")) if outcome.replayed else found
-
-
-def as_syros_error(error: Exception, name: str, identity: str) -> SyrosError:
-    """The error itself, or what is said in the place of one that nobody foresaw."""
-    if isinstance(error, SyrosError):
-        return error
-    logger.error("%s broke", name, exc_info=error, extra={"request_id": identity})
-    return Internal()

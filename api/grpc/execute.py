@@ -11,12 +11,12 @@ from grpc import aio
 from grpc.aio import ServicerContext as Context
 
 from api import requests
-from api.grpc.calls import as_syros_error, check_size, converted, decoded, headers_of, peer_of
+from api.grpc.calls import check_size, converted, decoded, headers_of, peer_of
 from api.grpc.status import refuse
 from api.messages import Messages, Values, add_unknown, build, check_known, plain
 from api.proto import field_of, is_command
 from api.requests import Headers
-from core.callers import Call, Caller, identify
+from core.callers import Call, Caller, turned_away
 from core.encoding import encode
 from core.errors import Invalid, NotFound, SyrosError, TooLarge, Unavailable
 from core.operations import Operation, Outcome
@@ -146,21 +146,10 @@ class Execution:
 
     async def _watch(self) -> None:
         """End the stream soon after its caller is not let in any more; what waits leaves its queue."""
-        error = await self._refused()
-        self._stop(error)
+        self._stop(await turned_away(self._caller))
         for task in self._waits:
             task.cancel()
         self._limit.reschedule(self._loop.time() + LAST_SECONDS)
-
-    async def _refused(self) -> SyrosError:
-        while True:
-            await asyncio.sleep(requests.REVIEW_SECONDS)
-            try:
-                await self._caller()
-            except Unavailable:
-                continue
-            except SyrosError as error:
-                return error
 
     def _stop(self, error: SyrosError) -> None:
         """Read no further, for this reason. What was read is begun to its end, so that all of it is answered."""
@@ -175,7 +164,7 @@ class Execution:
         error = self._reading.exception()
         if isinstance(error, aio.BaseError):
             return None  # the peer is gone
-        return as_syros_error(error, "Execute", self._identity) if isinstance(error, Exception) else None
+        return requests.refusal(error, "Execute", self._identity) if isinstance(error, Exception) else None
 
     # -- in ------------------------------------------------------------------------------------------
 
@@ -205,13 +194,12 @@ class Execution:
         try:
             found = self._commands.read(command, body)
         except Exception as error:
-            found = as_syros_error(error, "Execute", self._identity)
+            found = requests.refusal(error, "Execute", self._identity)
         return Asked(command.id, len(body), self._headers_of(command), found)
 
     async def _caller(self) -> Caller:
-        found = requests.credential(self._headers)
-        peer = "" if found else peer_of(self._context)
-        return await identify(found, peer=peer, host=self._headers.host, origin=None)
+        peer = "" if requests.credential(self._headers) else peer_of(self._context)
+        return await requests.caller_of(self._headers, peer)
 
     async def _room(self) -> None:
         """Read no further while much is under way, or not taken by the peer."""
@@ -269,7 +257,7 @@ class Execution:
             return self._refusal(number, error, operation.name)
 
     def _refusal(self, number: str, error: Exception, name: str) -> bytes:
-        found = as_syros_error(error, name, self._identity)
+        found = requests.refusal(error, name, self._identity)
         return self._commands.refused(number, found, self._identity)
 
     # -- out -----------------------------------------------------------------------------------------

@@ -24,10 +24,8 @@ logger = logging.getLogger("syros.grpc")
 
 CHECK_SECONDS = 3.0  # for a message of a few bytes to arrive
 CHECKS, PROCESS_CHECKS = 32, 200  # of one address and of all: messages awaited
-WATCHES, PROCESS_WATCHES = (
-    200,
-    1000,
-)  # clients watch once for each of their connections, maybe through one proxy
+# Clients watch once for each of their connections, maybe through one proxy.
+WATCHES, PROCESS_WATCHES = 200, 1000
 LOOK_SECONDS, AGAIN_SECONDS = 5.0, 0.5  # while all is well, and while it is not
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN

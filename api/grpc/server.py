@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
+from api.grpc.aio import Server
 from api.grpc.calls import (
     PROCESS_STRANGERS,
     STRANGER_SECONDS,
@@ -24,7 +25,6 @@ from api.grpc.calls import (
     peer_of,
     receive,
 )
-from api.grpc.core import Server
 from api.grpc.execute import Commands
 from api.grpc.health import Health
 from api.grpc.status import refuse

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from jsonschema import Draft7Validator
 
 from api.asyncapi import PATH, Document, document, documents
 from core.operations import registry
+from tests.documents import walk
 
 PUBLIC = [operation for operation in registry if operation.route]
 
@@ -19,16 +19,6 @@ PUBLIC = [operation for operation in registry if operation.route]
 def contract() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(documents()[PATH])
     return found
-
-
-def walk(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-        for each in value.values():
-            yield from walk(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from walk(each)
 
 
 def look_up(contract: Any, reference: str) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from drf_spectacular.drainage import GENERATOR_STATS
 from drf_spectacular.generators import SchemaGenerator
 
 from core.operations import Operation, registry
+from tests.documents import walk
 
 PUBLIC = [operation for operation in registry if operation.route]
 
@@ -27,16 +27,6 @@ def described(schema: dict[str, Any], operation: Operation) -> dict[str, Any]:
     assert operation.route
     found: dict[str, Any] = schema["paths"][f"/api/v1/{operation.route.path}"][operation.route.method.lower()]
     return found
-
-
-def walk(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-        for each in value.values():
-            yield from walk(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from walk(each)
 
 
 def inputs(about: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

@@ -10,8 +10,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from api import requests
 from core.callers import SYSTEM, Call, namespaces
-from core.encoding import MAX_DEPTH, decode, depth, encode
-from core.errors import Malformed, SyrosError
+from core.encoding import encode
+from core.errors import SyrosError
 from core.management.commands.serve import check_secret
 from core.operations import Operation, registry
 from core.runtime import runtime
@@ -91,14 +91,7 @@ def parameters(operation: Operation, body: str, values: Sequence[str]) -> dict[s
 
 def read(value: str) -> Any:
     """A text, or JSON where it looks so. Raises: Malformed."""
-    if not value.startswith(("{", "[", '"')):
-        return value
-    if depth(value.encode()) > MAX_DEPTH:
-        raise Malformed(f"JSON nests deeper than {MAX_DEPTH}.")
-    try:
-        return decode(value)
-    except ValueError as error:
-        raise Malformed(f"Not JSON: {value[:100]}: {error}") from None
+    return requests.read_json(value.encode()) if value.startswith(("{", "[", '"')) else value
 
 
 def told(error: SyrosError) -> str:
