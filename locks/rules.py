@@ -13,6 +13,7 @@ from locks.models import Claim, Hold, Lock
 
 TOKEN_BITS = 40  # a token is epoch * 2^40 + a counter: larger after every failover
 ENDINGS = 32  # how many of its last holds a lock remembers at least
+MANY = 1000  # and at most
 MARK = 8  # letters of a lock_id that tell those apart
 REASONS = {reason[0]: reason for reason in ("expired", "released", "force_released")}
 
@@ -169,16 +170,19 @@ def end(lock: Lock, hold: Lock | Hold, reason: str, now: datetime, **more: Any) 
     data = {"owner": hold.owner, "fencing_token": hold.token, "held_seconds": held, **more}
     if hold.session:
         data["session_id"] = hold.session
-    # After many ended at once it shrinks to its usual length by and by.
-    keep = max(ENDINGS * (MARK + 1), len(lock.endings) - MARK - 1)
-    if not is_free(lock) and hold is not lock:
-        keep = max(keep, (lock.shared + lock.used) * (MARK + 1))
-    lock.endings = f"{mark(hold.lock_id)}{reason[0]}{lock.endings}"[:keep]
+    remember(lock, hold.lock_id, reason)
     if isinstance(hold, Hold):
         count(lock, hold, -1)
     if hold is lock or is_free(lock):
         clear(lock)
     return Fact(f"lock.{reason}", data)
+
+
+def remember(lock: Lock, lock_id: str | None, reason: str) -> None:
+    """Of those that an operator ended together, all; by and by the usual number again."""
+    count = len(lock.endings) // (MARK + 1) + (1 if reason == "force_released" else -1)
+    keep = max(ENDINGS, min(count, MANY)) * (MARK + 1)
+    lock.endings = f"{mark(lock_id)}{reason[0]}{lock.endings}"[:keep]
 
 
 def clear(lock: Lock) -> None:

@@ -60,7 +60,8 @@ def touches(params: dict[str, Any]) -> Sequence[tuple[type[Any], str]]:
 
 
 def touches_many(params: dict[str, Any]) -> Sequence[tuple[type[Any], str]]:
-    found: list[tuple[type[Any], str]] = [(Lock, item.key) for item in wanted_of(**params)]
+    wanted = [*(params["keys"] or ()), *(item.key for item in params["items"] or ())]
+    found: list[tuple[type[Any], str]] = [(Lock, key) for key in wanted]
     if session_id := params.get("session_id"):
         found.append((Session, session_id))
     return found
@@ -205,7 +206,7 @@ def acquire_many(
 
     Errors: as `locks.acquire`; `lock_held` names the first key that has no room.
     """
-    wanted = wanted_of(keys=keys, items=items)
+    wanted = wanted_of(keys, items)
     session = session_for(tx, session_id, ttl_seconds)
     party: list[Member] = []
     for item in sorted(wanted, key=lambda item: item.key):
@@ -229,7 +230,7 @@ def granted_now(tx: Transaction, lock: Lock, claim: Claim, session: Session | No
     return grant_of(lock, claim, fact)
 
 
-def wanted_of(keys: list[str] | None = None, items: list[Item] | None = None, **_: Any) -> list[Item]:
+def wanted_of(keys: list[str] | None, items: list[Item] | None) -> list[Item]:
     """What is asked for, each key once.
 
     Raises: Invalid.
