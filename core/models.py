@@ -151,6 +151,16 @@ class Answer(Aggregate):
         indexes: ClassVar = [models.Index(fields=["created_at"], name="answer_created_at")]
 
 
+class Retention(models.Model):
+    """How far the history of a kind is gone: `namespace/prefix` of the streams, and the last position."""
+
+    id = models.CharField(primary_key=True, max_length=400, db_collation="C")
+    position = models.BigIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.id} up to {self.position}"
+
+
 class Event(models.Model):
     """One entry of the log. Written by the engine only, never changed."""
 

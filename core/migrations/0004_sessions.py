@@ -33,6 +33,13 @@ class Migration(migrations.Migration):
             "alter table core_session set (fillfactor = 50)",
             migrations.RunSQL.noop,
         ),
+        migrations.CreateModel(
+            name="Retention",
+            fields=[
+                ("id", models.CharField(db_collation="C", max_length=400, primary_key=True, serialize=False)),
+                ("position", models.BigIntegerField()),
+            ],
+        ),
         migrations.AddField(
             "cluster",
             "token_floor",

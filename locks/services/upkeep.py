@@ -3,10 +3,13 @@
 import asyncio
 from time import monotonic
 
+from django.conf import settings
+
 from core.callers import SYSTEM, Call, namespaces
-from core.database import rows
+from core.database import Pool, pool, rows
 from core.engine import outages, promotions
 from core.operations import Operation
+from core.retention import forget_history
 from core.runtime import every, runtime
 from locks.services.holds import bury, sweep
 
@@ -64,3 +67,38 @@ async def each(operation: Operation, parameter: str, statement: str) -> int:
         call = Call(SYSTEM, await namespaces.get(namespace))
         await runtime.carry_out(operation, call, {parameter: sorted(names)})
     return sum(map(len, found.values()))
+
+
+# -- old history -------------------------------------------------------------------------------------
+
+KINDS = ("$lock:", "$election:", "$session:")
+# Rows of locks that have been idle for so long that nothing of their history is left. Whoever takes such a lock next
+# begins with a new row, so the floor under all tokens rises above its last one, in the same statement.
+FORGET_IDLE = """with idle as (
+    select l.id from locks_lock l join core_namespace n on n.name = split_part(l.id, '/', 1)
+    where l.lock_id is null and l.used + l.shared = 0 and l.queued = 0
+        and coalesce(l.not_before <= clock_timestamp(), true)
+        and l.changed_at < clock_timestamp() - %s * interval '1 day'
+        and not exists (select from core_event e where e.namespace_id = n.number and e.stream =
+            case when substr(l.id, strpos(l.id, '/') + 1, 10) = '$election:' then '' else '$lock:' end
+                || substr(l.id, strpos(l.id, '/') + 1))
+    limit 1000 for update of l skip locked
+), gone as (delete from locks_lock using idle where locks_lock.id = idle.id returning last_token
+), floor as (update core_cluster set token_floor = greatest(token_floor, (select max(last_token) from gone))
+    where exists (select from gone))
+select count(*) from gone"""
+
+
+async def prune(days: float, database: Pool) -> tuple[int, int]:
+    """Forget what is older than so many days: the history of locks, elections and sessions, and the rows of locks
+    that have been idle since. How many events and rows there were."""
+    events = sum([await forget_history(kind, days, database) for kind in KINDS])
+    locks = 0
+    while gone := (await database.rows(FORGET_IDLE, [days]))[0][0]:
+        locks += gone
+    return events, locks
+
+
+@every(600)
+async def prune_in_time() -> None:
+    await prune(settings.LOCK_HISTORY_DAYS, pool)
