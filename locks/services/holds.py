@@ -174,7 +174,7 @@ def acquire(
         emit(tx, lock, fact)
         return grant_of(lock, claim, fact)
     if not wait_seconds:
-        raise LockHeld(f"{key} is held.", **situation(tx, lock))
+        raise busy_with(situation(tx, lock))
     refuse_deadlock(tx, [(lock, claim)])
     return queue_up(tx, [(lock, claim)], wait_seconds)
 
@@ -219,7 +219,7 @@ def acquire_many(
     if busy is None:
         return Grants([granted_now(tx, *member, session) for member in party])
     if not wait_seconds:
-        raise LockHeld(f"{busy.name} is held.", **situation(tx, busy))
+        raise busy_with(situation(tx, busy))
     refuse_deadlock(tx, party)
     return queue_up(tx, party, wait_seconds)
 
@@ -302,7 +302,8 @@ def situation(tx: Transaction, lock: Lock) -> dict[str, Any]:
     """What a refused caller is told: who holds, how many wait, when to ask again."""
     holds: list[Any] = [lock] if lock.lock_id else []
     if lock.shared or lock.used:
-        holds = [hold for _, hold in zip(range(SHOWN), tx.queue(Hold, lock), strict=False)]
+        some = [hold for _, hold in zip(range(SHOWN), tx.queue(Hold, lock), strict=False)]
+        holds = sorted(some, key=lambda hold: hold.token)
     holders = [
         {
             "owner": hold.owner,
@@ -321,6 +322,15 @@ def situation(tx: Transaction, lock: Lock) -> dict[str, Any]:
         "retry_after_seconds": round(max(0.0, (free_at - tx.now).total_seconds()), 3) if free_at else 0.0,
         "lock_delay_until": delayed,
     }
+
+
+def busy_with(about: dict[str, Any]) -> LockHeld:
+    key, owners = about["key"], [holder["owner"] for holder in about["holders"]]
+    if owners:
+        return LockHeld(f"{key} is held by {owners[0]}{' and others' if owners[1:] else ''}.", **about)
+    if about["lock_delay_until"]:
+        return LockHeld(f"{key} is kept from everybody for a while, by a lock-delay.", **about)
+    return LockHeld(f"Others wait for {key}.", **about)
 
 
 EXPIRY = "select expires_at from core_session where id = $1"

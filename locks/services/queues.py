@@ -80,7 +80,9 @@ def expire(tx: Transaction, lock: Lock) -> bool:
 def all_holds(tx: Transaction, lock: Lock) -> list[Lock | Hold]:
     if lock.lock_id:
         return [lock]
-    return list(tx.queue(Hold, lock, whole=True)) if lock.shared or lock.used else []
+    if not lock.shared and not lock.used:
+        return []
+    return sorted(tx.queue(Hold, lock, whole=True), key=lambda hold: hold.token)
 
 
 def first(tx: Transaction, lock: Lock, todo: list[Lock]) -> Claim | None:
