@@ -1,6 +1,7 @@
 """Guards in Django, on PostgreSQL and on SQLite: the decorator, the row's own token, the migration."""
 
 import random
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from django.db import DatabaseError, IntegrityError, connections, migrations, models, router, transaction
 from django.db.migrations.state import ProjectState
 from django.db.migrations.writer import MigrationWriter
+from django.test.utils import CaptureQueriesContext
 
 from syros.django import FencedModel, InstallGuard, StaleToken, guard, guarded
 
@@ -277,6 +279,31 @@ def test_a_fenced_read_closes_the_row(using: str, order: Order) -> None:
     assert stored(order) == ("done", 8)
     with pytest.raises(Order.DoesNotExist):
         Order.get_fenced(8, using=using, pk=0)
+
+
+def test_a_fenced_read_sees_what_was_written_until_it_closed_the_row(
+    using: str, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Order._raise_token
+
+    def write_and_close(row: Order, token: int, alias: str) -> None:
+        Order.objects.using(alias).filter(pk=row.pk).update(state="at the last moment")
+        close(row, token, alias)
+
+    monkeypatch.setattr(Order, "_raise_token", write_and_close)
+    found = Order.get_fenced(8, using=using, pk=order.pk)
+    assert (found.state, found.fencing_token) == ("at the last moment", 8)
+
+
+@pytest.mark.parametrize("model", [Order, Parcel])
+def test_a_row_compares_and_remembers_in_one_statement(using: str, model: type[Order]) -> None:
+    row = model.objects.using(using).create()
+    with CaptureQueriesContext(connections[using]) as queries:
+        row._raise_token(5, using)
+    (statement,) = [query["sql"] for query in queries]
+    assert re.fullmatch(
+        r'UPDATE "shop_order" SET "fencing_token" = 5 WHERE .*"fencing_token" <= 5.*', statement
+    )
 
 
 def test_some_fields_are_saved_with_the_token(order: Order) -> None:

@@ -129,11 +129,12 @@ class FencedModel(models.Model):
         Raises: StaleToken; DoesNotExist, MultipleObjectsReturned.
         """
         using = using or router.db_for_write(cls)
+        rows = cls._base_manager.using(using)
+        row = rows.get(**lookup)
         with transaction.atomic(using):
-            row = cls._base_manager.using(using).get(**lookup)
             row._raise_token(fencing_token, using)
-            row.refresh_from_db(using)
-        return row
+            # For update: in a transaction that has read before, MySQL would else answer what was there then.
+            return rows.select_for_update().get(pk=row.pk)
 
     def save(
         self,
@@ -182,7 +183,9 @@ class FencedModel(models.Model):
 
     def _raise_token(self, token: int, using: str) -> None:
         """Compare and remember in one statement, which locks the row. A row that is still to be made has no token."""
-        row = type(self)._base_manager.using(using).filter(pk=self.pk)
+        # By key and in the table that has the column: over a join, Django selects first and updates then.
+        owner = self._meta.get_field("fencing_token").model
+        row = owner._base_manager.using(using).filter(pk=getattr(self, owner._meta.pk.attname))
         if row.filter(fencing_token__lte=token).update(fencing_token=token):
             return
         if not self._state.adding or row.exists():
