@@ -3,6 +3,7 @@
 What SQL databases have in common is written once. MySQL is not there: of its guard only the form is looked at.
 """
 
+import asyncio
 import io
 import os
 import random
@@ -78,10 +79,11 @@ class Database:
 class Postgres(Database):
     dialect = "postgres"
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__()
-        self.url = database(f"syros_guard_{WORKER}")
-        with psycopg.connect(self.url) as connection:
+        self.url = url
+        with psycopg.connect(url) as connection:
+            connection.execute("drop table if exists syros_guard, document, orders")
             connection.execute(printed("postgres"))
             connection.execute("create table document (written bigint)")
             connection.execute("insert into document values (0)")
@@ -115,16 +117,21 @@ class Sqlite(Database):
         time.sleep(0.2)  # nobody can see it; who came later would be answered the same
 
 
+@pytest.fixture(scope="module")
+def url() -> str:
+    return database(f"syros_guard_{WORKER}")
+
+
 @pytest.fixture(params=["postgres", "sqlite"])
-def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    found = Postgres() if request.param == "postgres" else Sqlite(tmp_path)
+def shop(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterator[Database]:
+    found = Postgres(url) if request.param == "postgres" else Sqlite(tmp_path)
     yield found
     found.close()
 
 
 @pytest.fixture
-def postgres() -> Iterator[Database]:
-    found = Postgres()
+def postgres(url: str) -> Iterator[Database]:
+    found = Postgres(url)
     yield found
     found.close()
 
@@ -319,6 +326,17 @@ def test_the_table_is_found_whatever_the_search_path(postgres: Database) -> None
     assert postgres.tokens() == {"a": 1}
 
 
+def test_an_asynchronous_cursor_is_an_error(url: str) -> None:
+    """Its statement would never be carried out, and nothing be guarded."""
+
+    async def call() -> None:
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            guard(connection.cursor(), "a", 1)
+
+    with pytest.raises(TypeError, match="asynchronous"):
+        asyncio.run(call())
+
+
 # -- SQLite ------------------------------------------------------------------------------------------
 
 
@@ -437,8 +455,11 @@ def test_a_driver_is_known_by_its_cursor() -> None:
     Cursor.connection.server_status = 2  # autocommit, and in no transaction
     with pytest.raises(RuntimeError):
         guard(cursor, "a", 1)
+    Cursor.connection.server_status, Cursor.__module__ = 1, "unheard_of"
     with pytest.raises(TypeError, match="say which dialect"):
-        guard(object(), "a", 1)
+        guard(cursor, "a", 1)
+    guard(cursor, "a", 1, dialect="sqlite")
+    assert cursor.line[0] == "insert into syros_guard_call (resource, token) values (?, ?)"
 
 
 # -- printing ----------------------------------------------------------------------------------------

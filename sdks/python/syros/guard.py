@@ -6,6 +6,7 @@ In every transaction that writes what a lock protects, call `guard()` first, wit
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,12 @@ def guard(cursor: Any, resource: str, token: int, *, dialect: str | None = None)
     characters); `token`, the `fencing_token` of your grant, 1 to 2^63 - 1; `dialect` (postgres, mysql, sqlite) for
     drivers that are not known here.
     Raises: StaleToken; RuntimeError, when each statement is a transaction of its own and the guard would guard nothing;
-    what the driver raises.
+    TypeError, for an asynchronous cursor and an unknown driver; what the driver raises.
     """
+    if inspect.iscoroutinefunction(cursor.execute):
+        raise TypeError(
+            "guard() awaits nothing: with an asynchronous cursor, execute the statement of syros.guard.CALLS"
+        )
     dialect = dialect or dialect_of(cursor)
     call = CALLS[dialect].replace("%s", "?") if dialect == "sqlite" else CALLS[dialect]
     try:
