@@ -197,7 +197,7 @@ class StreamAdmin(RecordAdmin):
 @admin.register(Namespace)
 class NamespaceAdmin(RecordAdmin):
     list_display = ("name", "number", "head", "floor", "log", instant("created_at"))
-    fields = (("name", "number"), ("head", instant("created_at")), "floor", "token_floor")
+    fields = (("name", "number"), ("head", instant("created_at")), "floor")
     search_help_text = "name prefix"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:

@@ -6,4 +6,4 @@ class CoreConfig(AppConfig):
     name = "core"
 
     def ready(self) -> None:
-        autodiscover_modules("services", "housekeeping")  # declaring registers
+        autodiscover_modules("sessions", "services", "housekeeping")  # declaring registers

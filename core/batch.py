@@ -20,7 +20,8 @@ from core.records import Table, array, columns_of, table
 
 logger = logging.getLogger("syros.engine")
 
-HEAD = 8  # members of a queue that are loaded at a time
+HEAD = 8  # members of a queue that are loaded at first; then as many again as there are
+RESTARTS = 8  # of a batch that must lock a row before those it has; then PostgreSQL's detector has to do
 
 Model = TypeVar("Model", bound=Aggregate)
 Key = tuple[type[Aggregate], str]
@@ -48,11 +49,20 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The next members of a queue: rows whose id is `owner#number`, after `after`."""
+    """The next members of a queue: rows whose id is `owner#…`, after `after`; at most so many, 0 for all."""
 
     model: type[Aggregate]
     owner: str
     after: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a statement answers, as the database has it: without what this batch changes, and without a lock."""
+
+    statement: str
+    params: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +84,8 @@ class Members:
 class Needs(Exception):
     """The command must see more than was loaded; the engine loads that too and decides again."""
 
-    def __init__(self, need: Key | Head | Named) -> None:
-        self.need = need
+    def __init__(self, *needs: Key | Head | Named | Look) -> None:
+        self.needs = needs
 
 
 class Record:
@@ -100,12 +110,13 @@ class Record:
 class Transaction:
     """What one command sees: aggregates, the time, the log. All of it is undone if the command fails."""
 
-    __slots__ = ("_batch", "_emitted", "_undo", "call", "epoch", "job", "now")
+    __slots__ = ("_batch", "_emitted", "_undo", "call", "epoch", "floor", "job", "now")
 
     def __init__(self, batch: "Batch", job: Job) -> None:
         self._batch, self.job, self.call = batch, job, job.call
         self.now: datetime = batch.now
         self.epoch: int = batch.epoch
+        self.floor: int = batch.floor
         self._emitted = len(batch.entries)
         self._undo: dict[Key, tuple[Any, dict[str, Any] | None]] = {}
 
@@ -157,12 +168,31 @@ class Transaction:
         self.at(*key)
         self._batch.records[key].instance = None
 
-    def queue(self, model: type[Model], owner: Aggregate) -> Iterator[Model]:
-        """The members of an aggregate's queue (rows `owner#number`) in order; only the head is loaded."""
-        for address in self._batch.members(model, owner.id):
+    def load(self, *keys: Key) -> None:
+        """Have these aggregates loaded together, rather than one after another as `at` meets them."""
+        if missing := [key for key in keys if key not in self._batch.records]:
+            raise Needs(*missing)
+
+    def queue(self, model: type[Model], owner: Aggregate, *, whole: bool = False) -> Iterator[Model]:
+        """The members of an aggregate's queue (rows `owner#…`) in order; of a long one only the head is loaded,
+        unless the whole is wanted."""
+        for address in self._batch.members(model, owner.id, 0 if whole else HEAD):
             member = self.at(model, address)
             if member is not None:
                 yield member
+
+    def loaded(self, model: type[Model]) -> list[Model]:
+        """All aggregates of this kind that this batch has seen or made, as they are now."""
+        found: list[Model] = [
+            record.instance
+            for (kind, _), record in self._batch.records.items()
+            if kind is model and record.instance is not None
+        ]
+        return found
+
+    def look(self, statement: str, *params: str) -> list[tuple[Any, ...]]:
+        """What a statement ($1, $2 …) answers, without what this batch changes and without locking anything."""
+        return self._batch.look(Look(statement, params))
 
     def emit(
         self,
@@ -229,13 +259,18 @@ class Batch:
         self.jobs, self.pipeline, self.process_id = jobs, pipeline, process_id
         self.records: dict[Key, Record] = {}
         self.queues: dict[Key, Members] = {}
+        self.looks: dict[Look, list[tuple[Any, ...]]] = {}
         self.joined: dict[Key, dict[str, None]] = {}
         self.events: dict[Named, Entry | None] = {}
         self.appended: dict[Named, Entry] = {}  # in this batch
         self.entries: list[Entry] = []
         self.answering: dict[str, Job] = {}
         self.now = datetime.min.replace(tzinfo=UTC)
-        self.epoch = 0
+        self.epoch = self.floor = 0
+        self._wanted = {need for job in jobs for need in touches(job)}
+        self._last_locked = ("", "")
+        self._setting: str | None = None
+        self._restarts = 0
         self.written: Pending | None = None
         self.is_committing = False
 
@@ -244,14 +279,19 @@ class Batch:
     def join(self, model: type[Aggregate], address: str) -> None:
         self.joined.setdefault((model, address.rpartition("#")[0]), {})[address] = None
 
-    def members(self, model: type[Aggregate], owner: str) -> Iterator[str]:
+    def members(self, model: type[Aggregate], owner: str, limit: int) -> Iterator[str]:
         queue = self.queues.get((model, owner))
         if queue is None:
-            raise Needs(Head(model, owner, ""))
+            raise Needs(Head(model, owner, "", limit))
         yield from queue.addresses
         if not queue.complete:
-            raise Needs(Head(model, owner, queue.addresses[-1]))
+            raise Needs(Head(model, owner, queue.addresses[-1], limit and len(queue.addresses)))
         yield from list(self.joined.get((model, owner), ()))
+
+    def look(self, look: Look) -> list[tuple[Any, ...]]:
+        if look not in self.looks:
+            raise Needs(look)
+        return self.looks[look]
 
     def event(self, namespace: int, event_id: str) -> Entry | None:
         name = Named(namespace, event_id)
@@ -269,34 +309,54 @@ class Batch:
         Never now(), never the clock of the loading statement: both are stale after a wait for a row.
         Parameters: `setting`, a statement for this transaction, before all others.
         """
+        self._setting = setting
         self.pipeline.execute("begin")
         if setting:
             self.pipeline.execute(setting)
-        needs = [need for job in self.jobs for need in touches(job)]
-        takes = self._send_loads(needs)
-        clock = self.pipeline.execute("select clock_timestamp(), epoch from core_cluster")
+        takes = self._send_loads(self._wanted)
+        clock = self.pipeline.execute("select clock_timestamp(), epoch, token_floor from core_cluster")
         self._take_loads(takes)
-        self.now, self.epoch = clock.rows()[0]
+        self.now, self.epoch, self.floor = clock.rows()[0]
 
-    def load(self, needs: Iterable[Any]) -> None:
-        self._take_loads(self._send_loads(needs))
+    def load(self, needs: set[Any]) -> None:
+        """Load what commands turned out to need. A row that comes before one that is locked already is not locked
+        after it: then everything starts over, in order, so that two processes never wait in a circle."""
+        is_late = any(place < self._last_locked for place in places_of(needs))
+        if is_late and self._restarts < RESTARTS:
+            self._start_over(needs)
+        else:
+            self._take_loads(self._send_loads(needs))
 
-    def _send_loads(self, needs: Iterable[Any]) -> list[Any]:
+    def _start_over(self, needs: set[Any]) -> None:
+        self._restarts += 1
+        self._wanted |= {need for need in needs if type(need) is not Head and type(need) is not Look}
+        self._last_locked = ("", "")
+        for known in (self.records, self.queues, self.looks, self.events):
+            known.clear()
+        self.pipeline.execute("rollback")
+        self.begin(self._setting)
+
+    def _send_loads(self, needs: set[Any]) -> list[Any]:
         kinds: dict[type[Aggregate], set[str]] = {}
         heads: list[Head] = []
+        looks: list[Look] = []
         named: dict[int, set[str]] = {}
         for need in needs:
             if type(need) is tuple:
                 kinds.setdefault(need[0], set()).add(need[1])
             elif type(need) is Head:
                 heads.append(need)
+            elif type(need) is Look:
+                looks.append(need)
             else:
                 named.setdefault(need.namespace, set()).add(need.event_id)
         # A fixed order of kinds, rows in sorted order: two processes never wait for each other in a circle. What
         # is guarded by another row's lock comes after it, or it would be from before the wait for that row.
+        self._last_locked = max([self._last_locked, *places_of(needs)])
         order = sorted(kinds, key=lambda m: (not m.engine_locks, m._meta.db_table))
         sent = [self._send_kind(table(m), kinds[m]) for m in order]
         sent += [self._send_head(head) for head in heads]
+        sent += [self._send_look(look) for look in looks]
         return sent + [self._send_named(number, ids) for number, ids in named.items()]
 
     def _send_kind(self, kind: Table, ids: set[str]) -> Any:
@@ -313,16 +373,25 @@ class Batch:
 
     def _send_head(self, head: Head) -> Any:
         kind = table(head.model)
-        loaded = self.pipeline.execute(kind.head, [head.after or head.owner + "#", head.owner + "$", HEAD])
+        limit = head.limit or None
+        loaded = self.pipeline.execute(kind.head, [head.after or head.owner + "#", head.owner + "$", limit])
 
         def take() -> None:
             rows = loaded.rows()
             queue = self.queues.setdefault((head.model, head.owner), Members())
-            queue.complete = len(rows) < HEAD
+            queue.complete = limit is None or len(rows) < limit
             for row in rows:
                 instance: Any = kind.instance(row)
                 queue.addresses.append(instance.id)
                 self.records.setdefault((head.model, instance.id), Record(kind, instance))
+
+        return take
+
+    def _send_look(self, look: Look) -> Any:
+        sent = self.pipeline.execute(look.statement, look.params)
+
+        def take() -> None:
+            self.looks[look] = sent.rows()
 
         return take
 
@@ -358,7 +427,7 @@ class Batch:
             try:
                 self._run(job)
             except Needs as missing:
-                needs.add(missing.need)
+                needs.update(missing.needs)
         return needs
 
     def _reset(self) -> None:
@@ -477,6 +546,12 @@ class Batch:
         if hidden:
             value = {name: part for name, part in value.items() if name not in hidden}
         kept.status, kept.body = job.status, encode(value).decode()
+
+
+def places_of(needs: Iterable[Any]) -> list[tuple[str, str]]:
+    """Where the rows among them that will be locked stand in the order of locking."""
+    keys = (need for need in needs if type(need) is tuple)
+    return [(model._meta.db_table, address) for model, address in keys if model.engine_locks]
 
 
 def touches(job: Job) -> Iterator[Any]:

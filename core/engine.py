@@ -335,7 +335,15 @@ def mind_timeline(connection: psycopg.Connection[Any]) -> None:
     out before it, even those that were lost with the old primary, stay the smaller ones."""
     # Some managed services do not tell; there `manage.py raise_epoch` is the operator's.
     with contextlib.suppress(*UNTOLD), connection.transaction():
-        connection.execute(MIND_TIMELINE)
+        if connection.execute(MIND_TIMELINE).rowcount:
+            renew_leases(connection)
+
+
+def renew_leases(connection: Any) -> None:
+    """After a failover or a restore: who kept a lease alive may have been told so by what is lost. All get their
+    whole time again, once."""
+    for statement in promotions:
+        connection.execute(statement)
 
 
 def first_line(error: Exception) -> str:
@@ -352,6 +360,7 @@ LOST = (pg.AdminShutdown, pg.CrashShutdown, pg.CannotConnectNow)
 BEAT = """insert into core_process (id, host, pid, started_at, beat_at, expires_at)
 select $1, $2, $3::int, t.now, t.now, t.now + $4::float8 * interval '1 second' from (select clock_timestamp() as now) t
 on conflict (id) do update set beat_at = excluded.beat_at, expires_at = excluded.expires_at"""
+promotions: list[str] = []  # statements that give a table's leases their whole time again
 outages: list[str] = [
     # Statements that extend a table's leases by %(away)s seconds, if they were live %(since)s.
     "update core_process set expires_at = expires_at + %(away)s * interval '1 second' "

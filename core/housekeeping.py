@@ -12,6 +12,8 @@ OLD_ANSWERS = """delete from core_answer where id in (
 # A claim of a process that is not listed counts as one of a process that is gone.
 DEAD_PROCESSES = """delete from core_process where expires_at < clock_timestamp() - interval '1 hour'
     returning id"""
+ENDED_SESSIONS = """delete from core_session where ended_at < clock_timestamp() - interval '10 minutes'
+    returning id"""
 
 
 @every(60)
@@ -24,3 +26,8 @@ async def forget_answers() -> None:
 @every(600)
 async def forget_processes() -> None:
     await rows(DEAD_PROCESSES)
+
+
+@every(60)
+async def forget_sessions() -> None:
+    await rows(ENDED_SESSIONS)

@@ -56,7 +56,6 @@ class Namespace(models.Model):
     number = models.AutoField(primary_key=True)
     name = models.SlugField(max_length=63, unique=True)
     floor = models.BigIntegerField(default=0, help_text="positions up to here are pruned")
-    token_floor = models.BigIntegerField(default=0, help_text="no lock's token starts below this")
     created_at = models.DateTimeField(db_default=Now())
 
     def __str__(self) -> str:
@@ -68,6 +67,8 @@ class Cluster(models.Model):
 
     id = models.SmallIntegerField(primary_key=True, default=1)
     epoch = models.BigIntegerField(default=1)
+    # Rises when the row of an idle lock is pruned: whoever takes that lock next gets a larger token all the same.
+    token_floor = models.BigIntegerField(default=0, help_text="no lock's token starts below this")
     timeline = models.IntegerField(null=True, help_text="of the WAL; a promotion or a restore begins another")
     # Names the wake-up channel, so that two installations may share a Redis.
     identity = models.UUIDField(default=uuid4)
@@ -92,6 +93,33 @@ class Process(Aggregate):
 
     class Meta:
         verbose_name_plural = "processes"
+
+
+class Session(Aggregate):
+    """A client's lease: what it holds and waits for lasts as long as somebody keeps it alive.
+
+    An ended one stays for a while, so that its client is told why; it never comes back to life.
+    """
+
+    version = models.BigIntegerField(default=0)  # of its stream, `$session:<id>`
+    owner = models.TextField()
+    ttl_seconds = models.FloatField()
+    lock_delay_seconds = models.FloatField(default=0.0)
+    metadata = JSONTextField(null=True)
+    opened_at = models.DateTimeField()
+    # Not indexed: that would make every keepalive write the index too (no HOT update).
+    expires_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    reason = models.TextField(null=True)  # why it ended
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["id"], name="session_live", condition=Q(ended_at__isnull=True)),
+        ]
+
+    @property
+    def stream(self) -> str:
+        return f"$session:{self.name}"
 
 
 class Stream(Aggregate):
@@ -121,6 +149,16 @@ class Answer(Aggregate):
 
     class Meta:
         indexes: ClassVar = [models.Index(fields=["created_at"], name="answer_created_at")]
+
+
+class Retention(models.Model):
+    """How far the history of a kind is gone: `namespace/prefix` of the streams, and the last position."""
+
+    id = models.CharField(primary_key=True, max_length=400, db_collation="C")
+    position = models.BigIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.id} up to {self.position}"
 
 
 class Event(models.Model):

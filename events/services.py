@@ -17,6 +17,7 @@ from core.errors import Invalid
 from core.log import Entry, RecordedEvent, place_id
 from core.models import Event, Stream, log_id
 from core.operations import command, nested, query
+from core.retention import pruned
 from core.runtime import runtime
 from core.tail import Tail
 from core.types import EventId, Instant, Json, Limit, Object, Position, Prefix, Text, Wait
@@ -249,7 +250,7 @@ async def read_all(
     """
     choice = Choice(category, prefix, (event_type,) if event_type else (), system)
     position = max(from_position, 1)
-    head = await head_for(call, position)
+    head = await head_for(call, position, choice)
     started = monotonic()
     with following().listening(call.namespace.number) as grown:
         while True:
@@ -291,10 +292,14 @@ class Choice:
     event_types: tuple[str, ...] = ()
     system: bool = False
 
+    @property
+    def takes_system(self) -> bool:
+        return self.system or self.prefix.startswith("$")
+
     def takes(self, entry: Entry) -> bool:
         stream = entry.stream
         return (
-            (self.system or self.prefix.startswith("$") or not stream.startswith("$"))
+            (self.takes_system or not stream.startswith("$"))
             and stream.startswith(self.prefix)
             and (self.category is None or stream.partition("-")[0] == self.category)
             and (not self.event_types or entry.type in self.event_types)
@@ -317,7 +322,7 @@ class Choice:
         return " and ".join(found), values
 
 
-async def head_for(call: Call, position: int) -> int:
+async def head_for(call: Call, position: int, choice: Choice) -> int:
     """The head of the log, if this position is readable in it.
 
     Raises: PositionPruned, PositionAhead.
@@ -327,6 +332,9 @@ async def head_for(call: Call, position: int) -> int:
         raise PositionPruned(f"The log begins at {floor + 1}.", floor=floor, position=position)
     if position > head + 1:
         raise PositionAhead(f"The log ends at {head}.", head=head, position=position)
+    # Who begins at the start takes what there is; who goes on would miss what is gone.
+    if position > 1 and choice.takes_system and position <= (gone := await pruned(call.namespace.name)):
+        raise PositionPruned(f"History is kept from {gone + 1} on.", floor=gone, position=position)
     return head
 
 
@@ -377,7 +385,7 @@ async def follow(
         _, position = await tail.bounds(number)
     else:
         position = max(from_position, 1) - 1
-        await head_for(call, position + 1)
+        await head_for(call, position + 1, choice)
     yield {"heartbeat": {"position": position}}
     due = monotonic() + heartbeat_seconds
     with tail.listening(number) as grown:

@@ -102,6 +102,7 @@ if SECRET_IS_KEPT:
     JWT_SECRET = kept_secret(KEPT_SECRET)
 QUEUE_LIMIT = envint("SYROS_QUEUE_LIMIT", 10_000)
 IDEMPOTENCY_HOURS = envint("SYROS_IDEMPOTENCY_HOURS", 72)
+LOCK_HISTORY_DAYS = envint("SYROS_LOCK_HISTORY_DAYS", 7)
 
 
 def derived(purpose: str) -> str:

@@ -144,7 +144,7 @@ def test_an_unknown_lock_is_free(call: Door) -> None:
     assert state.status == 200
     assert state.value == {
         "key": "never/seen", "is_locked": False, "capacity": 1, "last_token": 0, "holders": [],
-        "waiters": [], "queue_length": 0,
+        "waiters": [], "queue_length": 0, "lock_delay_until": None,
     }  # fmt: skip
 
 

@@ -171,7 +171,14 @@ class Asked:
 
 
 def kind_of(each: Any) -> type:
-    return type(each.default_value)
+    """Of one value, also where the field takes several."""
+    names = {
+        each.CPPTYPE_STRING: str,
+        each.CPPTYPE_BOOL: bool,
+        each.CPPTYPE_DOUBLE: float,
+        each.CPPTYPE_FLOAT: float,
+    }
+    return names.get(each.cpp_type, int)
 
 
 def wrong(number: int, each: Any) -> bytes:

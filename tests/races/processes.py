@@ -182,7 +182,5 @@ def new_namespace(database_url: str) -> str:
     """A namespace of its own for a test: its log begins at position 1."""
     name = f"n{uuid4().hex[:12]}"
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(
-            "insert into syros.core_namespace (name, floor, token_floor) values (%s, 0, 0)", [name]
-        )
+        connection.execute("insert into syros.core_namespace (name, floor) values (%s, 0)", [name])
     return name

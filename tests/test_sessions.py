@@ -1,0 +1,108 @@
+"""Sessions: one lease for all that a client holds, through every door."""
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.doors import Door
+from tests.test_lock_kinds import owners, refused
+from tests.test_locks import queue, until
+
+TTL = 0.6  # seconds
+
+
+def test_a_session_is_opened_kept_alive_and_closed(call: Door) -> None:
+    session = call(
+        "sessions.open", owner="worker 1", ttl_seconds=20, lock_delay_seconds=1, metadata={"pod": "x"}
+    )
+    assert session.status == 201
+    assert (session["owner"], session["ttl_seconds"], session["lock_delay_seconds"]) == ("worker 1", 20, 1)
+    kept = call("sessions.keepalive", session_id=session["session_id"])
+    assert kept["expires_at"] > session["expires_at"]
+    found = call("sessions.get", session_id=session["session_id"])
+    assert (found["metadata"], found["ended_at"]) == ({"pod": "x"}, None)
+    assert [s["session_id"] for s in call("sessions.find", owner="worker 1")["items"]] == [
+        session["session_id"]
+    ]
+    closed = call("sessions.close", session_id=session["session_id"])
+    assert (closed["reason"], closed["ended_at"] is None) == ("closed", False)
+    assert call("sessions.find")["items"] == []
+    for operation in ("sessions.keepalive", "sessions.close"):
+        problem = refused(call, operation, session_id=session["session_id"])
+        assert (problem["status"], problem["code"], problem["reason"]) == (409, "session_ended", "closed")
+    events = call("events.read", stream_id=f"$session:{session['session_id']}")["events"]
+    assert [event["event_type"] for event in events] == ["session.opened", "session.closed"]
+
+
+@pytest.mark.parametrize("operation", ["sessions.keepalive", "sessions.close", "sessions.get"])
+def test_an_unknown_session_is_not_found(call: Door, operation: str) -> None:
+    problem = refused(call, operation, session_id="unknown")
+    assert (problem["status"], problem["code"]) == (404, "session_not_found")
+
+
+def test_locks_of_a_session_last_as_long_as_it(call: Door) -> None:
+    session = call("sessions.open", owner="s", ttl_seconds=60)
+    one = call("locks.acquire", key="a", owner="o", session_id=session["session_id"])
+    call("locks.acquire", key="r", owner="o", mode="shared", session_id=session["session_id"])
+    call("locks.acquire_many", keys=["b", "c"], owner="o", session_id=session["session_id"])
+    assert (one["ttl_seconds"], one["expires_at"]) == (60, session["expires_at"])
+    kept = call("sessions.keepalive", session_id=session["session_id"])
+    for key in ("a", "b", "c", "r"):
+        (holder,) = call("locks.get", key=key)["holders"]
+        assert (holder["session_id"], holder["expires_at"]) == (session["session_id"], kept["expires_at"])
+    assert call("locks.renew", key="a", lock_id=one["lock_id"])["expires_at"] == kept["expires_at"]
+    call("sessions.close", session_id=session["session_id"])
+    assert [owners(call, key) for key in ("a", "b", "c", "r")] == [[], [], [], []]
+    assert refused(call, "locks.release", key="a", lock_id=one["lock_id"])["reason"] == "released"
+    problem = refused(call, "locks.acquire", key="a", owner="o", session_id=session["session_id"])
+    assert (problem["code"], problem["reason"]) == ("session_ended", "closed")
+
+
+def test_an_expired_session_sets_its_locks_free_and_is_never_revived(waiting: Door) -> None:
+    session = waiting("sessions.open", owner="s", ttl_seconds=TTL)["session_id"]
+    grant = waiting("locks.acquire", key="a", owner="o", session_id=session)
+    started = time.monotonic()
+    assert waiting("locks.acquire", key="a", owner="p", wait_seconds=20)["owner"] == "p"
+    assert time.monotonic() - started < TTL + 1.5
+    problem = refused(waiting, "sessions.keepalive", session_id=session)
+    assert (problem["code"], problem["reason"]) == ("session_ended", "expired")
+    assert refused(waiting, "locks.renew", key="a", lock_id=grant["lock_id"])["reason"] == "expired"
+
+
+def test_a_session_that_is_kept_alive_keeps_its_lock(call: Door) -> None:
+    session = call("sessions.open", owner="s", ttl_seconds=TTL)["session_id"]
+    call("locks.acquire", key="a", owner="o", session_id=session)
+    for _ in range(5):
+        time.sleep(TTL / 3)
+        call("sessions.keepalive", session_id=session)
+    assert owners(call, "a") == ["o"]
+
+
+def test_the_lock_delay_of_a_session_counts_when_it_expires(waiting: Door) -> None:
+    session = waiting("sessions.open", owner="s", ttl_seconds=TTL, lock_delay_seconds=1)["session_id"]
+    waiting("locks.acquire", key="a", owner="o", session_id=session)
+    started = time.monotonic()
+    waiting("locks.acquire", key="a", owner="p", wait_seconds=20)
+    assert TTL + 0.9 < time.monotonic() - started < TTL + 2.5
+
+
+def test_the_lock_delay_does_not_count_when_it_is_closed(call: Door) -> None:
+    session = call("sessions.open", owner="s", lock_delay_seconds=60)["session_id"]
+    call("locks.acquire", key="a", owner="o", session_id=session)
+    call("sessions.close", session_id=session)
+    assert call("locks.acquire", key="a", owner="p")["owner"] == "p"
+
+
+def test_places_in_queues_end_with_the_session(waiting: Door, later: Any) -> None:
+    for key in ("a", "b"):
+        waiting("locks.acquire", key=key, owner="o", ttl_seconds=60)
+    session = waiting("sessions.open", owner="s")["session_id"]
+    how = {"session_id": session, "wait_seconds": 20}
+    one = later(refused, waiting, "locks.acquire", key="a", owner="one", **how)
+    two = later(refused, waiting, "locks.acquire_many", keys=["b", "c"], owner="two", **how)
+    until(lambda: (queue(waiting, "a"), queue(waiting, "c")) == (["one"], ["two"]))
+    waiting("sessions.close", session_id=session)
+    for problem in (one.result(5), two.result(5)):
+        assert (problem["code"], problem["reason"]) == ("session_ended", "closed")
+    assert [queue(waiting, key) for key in ("a", "b", "c")] == [[], [], []]
