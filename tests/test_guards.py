@@ -28,7 +28,7 @@ from psycopg import errors
 
 from syros import guard as guards
 from syros.guard import StaleToken, guard, install, script, statements
-from tests.doors import Served
+from tests.doors import Door, Served
 from tests.servers import WORKER, database
 from tests.test_docs import blocks, missing_lines, read
 
@@ -509,13 +509,17 @@ def run_example(url: str, namespace: str) -> "subprocess.CompletedProcess[str]":
     )  # fmt: skip
 
 
-def test_the_example_loses_money_without_the_guard_and_none_with_it(served: Served, namespace: str) -> None:
+def test_the_example_loses_money_without_the_guard_and_none_with_it(
+    served: Served, namespace: str, lane: Door
+) -> None:
     found = run_example(f"http://127.0.0.1:{served.port}", namespace)
     assert found.returncode == 0, found.stdout + found.stderr
     (shown,) = [
         block.text for block in blocks(read("examples/fencing/README.md")) if block.language == "text"
     ]
     assert missing_lines(shown, found.stdout) == []
+    (refused,) = lane("events.read", stream_id="$fence")["events"]
+    assert (refused["event_type"], refused["data"]["operation"]) == ("fence.refused", "locks.check")
 
 
 def test_the_example_fails_without_syros() -> None:

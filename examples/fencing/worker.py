@@ -61,6 +61,8 @@ def work(options: argparse.Namespace, client: Client) -> bool:
         )
     except StaleToken as refusal:
         print(f"  {options.name} is refused: {refusal}", flush=True)
+        # Not needed; but now Syros knows of it too, for whoever looks into `$fence`.
+        client.call("locks.check", {"key": options.key, "fencing_token": refusal.token})
         return False
     finally:
         with suppress(Refused):  # lock_not_held: it has run out
