@@ -1,7 +1,8 @@
 """The documents tell the truth: their commands run, their answers are the answers, what they name exists.
 
 In README.md and docs/, a ```bash block is run against a server started for this test, block after block in one
-shell; the ```json or ```http block after it is what it must answer. A ```bash no-run block is counted here.
+shell; the ```json or ```http block after it is what it must answer. A ```bash no-run block is counted here. ```sql
+is run by tests/test_guards.py.
 """
 
 import ast
@@ -36,10 +37,10 @@ from tests.servers import WORKER, database
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-ALL = [*RUN, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+ALL = [*RUN, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/fencing/README.md"]
 # Blocks that are not run, a document: for what starts a server, tests or a deployment of one's own, only.
 NOT_RUN = {"README.md": 2, "docs/getting-started.md": 1, "CONTRIBUTING.md": 1}
-LANGUAGES = {"bash", "bash no-run", "json", "http", "python", "text"}
+LANGUAGES = {"bash", "bash no-run", "json", "http", "python", "sql", "text"}
 # Numbers and texts that are others at every run: of these only the type is compared.
 VARIES = {
     "lock_id", "event_id", "event_ids", "request_id", "id", "fencing_token", "last_token", "position", "first_position",
@@ -219,9 +220,10 @@ def run(text: str, place: Place) -> Iterator[str]:
 
 
 def environment(place: Place) -> dict[str, str]:
-    """What the shell has: `syros`, and where the server is."""
+    """What the shell has: `syros`, as a command and for Python, and where the server is."""
     return {
         "PATH": f"{place.folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "sdks/python"),
         "SYROS_VAR": str(place.folder / "var"),
         "SYROS_URL": f"http://localhost:{place.port}",
         "SYROS_CONFIG": str(place.folder / "profiles.toml"),
@@ -285,7 +287,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """What a reader has after `make serve`: a server in development mode, `var`, and the checkout's commands."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / ".venv").symlink_to(sys.prefix)
-    for name in ("manage.py", "proto"):
+    for name in ("manage.py", "proto", "examples"):
         (folder / name).symlink_to(ROOT / name)
     install(folder / "bin" / "syros")
     grpc_port = free_port()
@@ -390,7 +392,7 @@ def test_the_command_line_is_where_they_say(document: str) -> None:
 @pytest.mark.parametrize("document", ALL)
 def test_every_manage_command_takes_what_it_is_given(document: str) -> None:
     for piece in code(read(document)):
-        if found := re.search(r"manage\.py ([a-z_]+)([^|#]*)", piece):
+        if found := re.search(r"manage\.py ([a-z_]+)([^|#>]*)", piece):
             app = get_commands()[found[1]]
             command = load_command_class(app, found[1]) if isinstance(app, str) else app
             command.create_parser("manage.py", found[1]).parse_args(shlex.split(found[2]))
