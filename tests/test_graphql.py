@@ -79,7 +79,7 @@ def test_every_operation_is_one_field_and_internal_ones_are_none() -> None:
     ("name", "root"),
     [
         ("locksAcquire", "mutation"), ("apiKeysRevoke", "mutation"), ("authLogin", "mutation"),
-        ("authLogout", "mutation"), ("locksCheck", "query"), ("locksFind", "query"), ("eventsFollow", "subscription"),
+        ("authLogout", "mutation"), ("locksCheck", "mutation"), ("locksFind", "query"), ("eventsFollow", "subscription"),
     ],
 )  # fmt: skip
 def test_what_changes_something_is_a_mutation(name: str, root: str) -> None:
@@ -250,11 +250,11 @@ def test_every_bad_argument_is_named(
 def test_what_a_type_lets_through_the_operation_refuses(ask: Asker) -> None:
     """Null for what has a default, a size beyond the limit, a text for a number: its own types are wider."""
     answer = ask.post(
-        {"query": 'mutation { locksAcquire(key: "a", owner: "b", ttlSeconds: null, permits: "1") { key } }'}
+        {"query": 'mutation { locksAcquire(key: "a", owner: "b", waitSeconds: null, permits: "1") { key } }'}
     )
     problem = answer.json()["errors"][0]["extensions"]
     assert (answer.status_code, problem["status"]) == (200, 422)
-    assert {error["pointer"] for error in problem["errors"]} == {"/ttl_seconds", "/permits"}
+    assert {error["pointer"] for error in problem["errors"]} == {"/wait_seconds", "/permits"}
     answer = ask.post({"query": "{ locksFind(first: 201) { nodes { key } } }"})
     assert answer.json()["errors"][0]["extensions"]["errors"][0]["pointer"] == "/limit"
 
@@ -490,7 +490,7 @@ def test_a_list_of_locks_with_waiters_and_history_costs_as_many_statements_as_on
     def asked(count: int) -> tuple[list[dict[str, Any]], int]:
         statements.clear()
         nodes = ask(NESTED, n=count)["locksFind"]["nodes"]
-        about = [each for each in statements if "locks_lock where id >=" in each or "with ordinality" in each]
+        about = [each for each in statements if "where l.id >=" in each or "with ordinality" in each]
         return nodes, len(about)
 
     one, few = asked(1)
@@ -708,7 +708,7 @@ def test_the_door_s_documents_are_the_schema_s(served: Served, namespace: str) -
     assert query == (
         "query($key: String!) { answer: locksGet(key: $key) { key isLocked capacity lastToken "
         "holders { owner mode permits sessionId fencingToken acquiredAt expiresAt metadata } queueLength "
-        "waiters { ticket owner mode permits since deadline } } }"
+        "lockDelayUntil waiters { ticket owner mode permits since deadline sessionId ageSeconds } } }"
     )
     assert SCHEMA.exists()
 

@@ -141,9 +141,9 @@ def test_limits_are_in_the_schema(schema: dict[str, Any]) -> None:
     ]
     assert body["required"] == ["key", "owner"]
     assert body["additionalProperties"] is False
-    key, ttl = body["properties"]["key"], body["properties"]["ttl_seconds"]
+    key, wait = body["properties"]["key"], body["properties"]["wait_seconds"]
     assert (key["type"], key["minLength"], key["maxLength"]) == ("string", 1, 255)
-    assert (ttl["type"], ttl["minimum"], ttl["maximum"], ttl["default"]) == ("number", 0.1, 86400, 30.0)
+    assert (wait["type"], wait["minimum"], wait["maximum"], wait["default"]) == ("number", 0, 300, 0.0)
     assert body["properties"]["fence"]["anyOf"][0] == {"$ref": "#/components/schemas/Fence"}
 
 

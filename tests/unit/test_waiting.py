@@ -26,7 +26,7 @@ def job(ticket: int, lock_id: str = "mine") -> Job:
 
 
 def waiting(ticket: int, lock_id: str = "mine") -> Waiting:
-    return Waiting(STREAM, ticket, 5.0, {"key": "a", "lock_id": lock_id, "ticket": ticket})
+    return Waiting(STREAM, ticket, 5.0, {"places": [["a", lock_id, ticket]]})
 
 
 def acquired(ticket: int, namespace: int = 1, stream: str = STREAM) -> Entry:
