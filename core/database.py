@@ -1,7 +1,7 @@
 """The small async pool that hot reads, the tail and authentication share, and the engine's own connection."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -45,7 +45,7 @@ class Pool:
         if self._pool:
             await self._pool.close(timeout=2)
 
-    async def rows(self, query: str, params: Sequence[Any] = ()) -> list[Row]:
+    async def rows(self, query: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
         if self._pool is None:
             raise Unavailable("This process is not serving.")
         for attempt in (1, 2):  # a pooled connection may have died with the server since it was used last

@@ -1,7 +1,8 @@
-"""What every serving process clears away now and then; that several do it at once hurts nothing."""
+"""What every serving process clears away or looks up again now and then; that several do it at once hurts nothing."""
 
 from django.conf import settings
 
+from core.callers import namespaces
 from core.database import rows
 from core.runtime import every
 
@@ -24,3 +25,9 @@ async def forget_answers() -> None:
 @every(600)
 async def forget_processes() -> None:
     await rows(DEAD_PROCESSES)
+
+
+@every(3)
+async def look_at_namespaces() -> None:
+    """What was set of a namespace while this process heard nothing."""
+    await namespaces.refresh()

@@ -22,7 +22,7 @@ from core.models import Answer, Process
 from core.operations import Fence, Waiting, Waits, command, guard, nested, query
 from core.runtime import every, runtime
 from core.types import Cursor, Limit, Object, Prefix, Token, encode_cursor
-from locks import rules
+from locks import rules, volatile
 from locks.errors import LockHeld, LockNotHeld, LockWaitTimeout
 from locks.models import Claim, Lock
 from locks.types import (
@@ -87,6 +87,7 @@ def place(value: Any) -> dict[str, Any]:
     hot=True,
     touches=touches,
     waits=Waits("locks.withdraw", granted, timed_out, place),
+    volatile=volatile.acquire,
 )
 def acquire(
     tx: Transaction,
@@ -136,8 +137,9 @@ def queue_up(tx: Transaction, lock: Lock, claim: Claim, wait_seconds: float) -> 
 
 
 @command(
-    "POST locks/{key}/renew", returns=Grant, aliases=["PUT locks/{key}/extend"], hot=True, touches=touches
-)
+    "POST locks/{key}/renew", returns=Grant, aliases=["PUT locks/{key}/extend"], hot=True, touches=touches,
+    volatile=volatile.renew,
+)  # fmt: skip
 def renew(tx: Transaction, *, key: Key, lock_id: LockId, ttl_seconds: OptionalTtl = None) -> Grant:
     """Give a lock you hold a full TTL again, or a new one.
 
@@ -153,8 +155,9 @@ def renew(tx: Transaction, *, key: Key, lock_id: LockId, ttl_seconds: OptionalTt
 
 
 @command(
-    "POST locks/{key}/release", returns=Released, aliases=["DELETE locks/{key}"], hot=True, touches=touches
-)
+    "POST locks/{key}/release", returns=Released, aliases=["DELETE locks/{key}"], hot=True, touches=touches,
+    volatile=volatile.release,
+)  # fmt: skip
 def release(tx: Transaction, *, key: Key, lock_id: LockId, owner: Owner | None = None) -> Released:
     """Give a lock back; the first waiter has it in the same transaction.
 
@@ -326,7 +329,9 @@ def summary(row: Sequence[Any]) -> tuple[str, bool, int, int, list[Holder], int]
     return key, is_locked, capacity, last_token, holders, queued
 
 
-@query("GET locks/{key}", returns=LockState, aliases=["GET locks/{key}/status"], hot=True)
+@query(
+    "GET locks/{key}", returns=LockState, aliases=["GET locks/{key}/status"], hot=True, volatile=volatile.get
+)
 async def get(call: Call, *, key: Key) -> LockState:
     """Who holds a lock and who waits for it, in order (the first 200). A free or unknown key is not locked."""
     address = f"{call.namespace.name}/{key}"
@@ -345,7 +350,7 @@ async def waiters_of(addresses: Sequence[str], limit: int) -> list[list[Waiter]]
     return found
 
 
-@nested(LockSummary)
+@nested(LockSummary, volatile=volatile.waiters)
 async def waiters(call: Call, parents: Sequence[LockSummary], *, limit: Limit = 20) -> list[list[Waiter]]:
     """Who waits for the lock, in order."""
     contended = [lock.key for lock in parents if lock.queue_length]
@@ -362,7 +367,7 @@ async def history(
     return await log.last(call.namespace.number, [f"$lock:{lock.key}" for lock in parents], limit)
 
 
-@query("GET locks", returns=Locks)
+@query("GET locks", returns=Locks, volatile=volatile.find)
 async def find(
     call: Call,
     *,
@@ -389,7 +394,7 @@ async def find(
     return Locks([LockSummary(*summary(row)) for row in found[:limit]], more and encode_cursor(more))
 
 
-@query("POST locks/{key}/check", returns=Currency, hot=True)
+@query("POST locks/{key}/check", returns=Currency, hot=True, volatile=volatile.check)
 async def check(call: Call, *, key: Key, fencing_token: Token) -> Currency:
     """Is this fencing token the lock's current one, and is the lock held? For resources that keep no state."""
     found = await rows(f"{LOOK} where id = %s", [f"{call.namespace.name}/{key}"])
