@@ -64,6 +64,10 @@ class Connection(asyncio.Protocol):
         self._asked.clear()
         self._lost(self)
 
+    def run(self, script: Script, key: str, *words: Word) -> "asyncio.Future[Any]":
+        """Run a script on a key."""
+        return self.ask("EVALSHA", script.sha, 1, key, *words)
+
     def ask(self, *words: Word) -> "asyncio.Future[Any]":
         """The answer, which may be a ReplyError. It is on its way when this returns.
 
@@ -175,17 +179,18 @@ class Valkey:
         if connection:
             connection.transport.abort()
 
-    async def run(self, connection: Connection, script: Script, key: str, *words: Word) -> Any:
-        """Run a script on a key.
+    async def again(
+        self, connection: Connection, error: hiredis.ReplyError, script: Script, key: str, *words: Word
+    ) -> Any:
+        """The answer of a script that was not carried out: somebody said SCRIPT FLUSH.
 
-        Raises: Unavailable, also where the script may have been run.
+        Raises: Unavailable; the error, where it is another.
         """
-        reply = await connection.ask("EVALSHA", script.sha, 1, key, *words)
+        if not str(error).startswith("NOSCRIPT"):
+            raise self._refusal(connection, error)
+        reply = await connection.ask("EVAL", script.text, 1, key, *words)
         if isinstance(reply, hiredis.ReplyError):
-            if str(reply).startswith("NOSCRIPT"):  # somebody said SCRIPT FLUSH
-                reply = await connection.ask("EVAL", script.text, 1, key, *words)
-            if isinstance(reply, hiredis.ReplyError):
-                raise self._refusal(connection, reply)
+            raise self._refusal(connection, reply)
         return reply
 
     @staticmethod

@@ -16,6 +16,7 @@ from secrets import token_hex
 from time import monotonic
 from typing import Any
 
+from hiredis import ReplyError
 from orjson import Fragment
 
 from core.callers import SYSTEM, Call, Namespace
@@ -108,14 +109,16 @@ valkey = Valkey(CHANNEL, heard, lost)
 closing.append(valkey.close)
 
 
-async def ask(namespace: Namespace, what: Script, key: str, *words: Word) -> list[Any]:
+async def ask(namespace: Namespace, what: Script, key: str, *words: Word) -> Any:
     """Run a script. Once connected it has gone off before anybody else is served.
 
     Raises: Unavailable.
     """
     connection = valkey.connection or await valkey.ready()
     space = _spaces.get(namespace.name) or space_of(namespace)
-    found: list[Any] = await valkey.run(connection, what, space, key, connection.run_id, *words)
+    found: Any = await connection.run(what, space, key, connection.run_id, *words)
+    if type(found) is ReplyError:
+        found = await valkey.again(connection, found, what, space, key, connection.run_id, *words)
     return found
 
 
@@ -195,7 +198,7 @@ async def take(place: Place, metadata: str, wait_seconds: float) -> Grant:
             runtime.pending.discard(place.granted)
 
 
-async def ask_again(place: Place, *words: Word) -> list[Any]:
+async def ask_again(place: Place, *words: Word) -> Any:
     """With a new block of tokens."""
     for _ in range(3):
         await refill(place.namespace)
@@ -412,7 +415,7 @@ async def sweep() -> None:
     """Forget the names of locks that have vanished; rest twenty times as long as that took."""
     started = monotonic()
     for name in sample(list(_spaces), len(_spaces)):  # none is always the last
-        gone: Any = LOOK_AT
+        gone = LOOK_AT
         while gone > LOOK_AT / 4 and monotonic() - started < 2:
             gone = await ask(Namespace(name, 0), SWEEP, "", LOOK_AT)
     await asyncio.sleep(20 * (monotonic() - started))
