@@ -80,4 +80,4 @@ async def tail() -> dict[str, Any]:
     age = asyncio.get_running_loop().time() - found.polled_at
     if age > 5:
         raise OSError(f"has not looked for {age:.0f} s")
-    return {"waiting": len(runtime.waiters), "looked_seconds_ago": round(age, 2)}
+    return {"waiting": len(runtime.waiters) + len(runtime.pending), "looked_seconds_ago": round(age, 2)}

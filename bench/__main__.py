@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from types import ModuleType
 
-from bench import engine, events, graphql, grpc, handoff, latency, locks, memory, report, websocket
+from bench import engine, events, graphql, grpc, handoff, latency, locks, memory, report, volatile, websocket
 from bench.load import has_wrk
 from bench.servers import ROOT
 
@@ -17,6 +17,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "handoff": handoff,
     "engine": engine,
     "locks": locks,
+    "volatile": volatile,
     "events": events,
     "graphql": graphql,
     "grpc": grpc,

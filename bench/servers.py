@@ -156,10 +156,11 @@ class Syros(Server):
             # Measured with a credential, as in production, although development mode would do without.
             self.api_key = self.post("/api/v1/auth/api-keys", {"name": "bench"})["key"]
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+    def post(
+        self, path: str, body: dict[str, Any], *, method: str = "POST", namespace: str = "default"
+    ) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json", "Syros-Namespace": namespace}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers, method=method)
         with urllib.request.urlopen(request, timeout=30) as response:
             found: dict[str, Any] = json.load(response)
             return found

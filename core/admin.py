@@ -196,8 +196,8 @@ class StreamAdmin(RecordAdmin):
 
 @admin.register(Namespace)
 class NamespaceAdmin(RecordAdmin):
-    list_display = ("name", "number", "head", "floor", "log", instant("created_at"))
-    fields = (("name", "number"), ("head", instant("created_at")), "floor")
+    list_display = ("name", "number", "locks", "head", "floor", "log", instant("created_at"))
+    fields = (("name", "number"), ("locks", instant("created_at")), ("head", "floor"))
     search_help_text = "name prefix"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # where no wake-up arrives.
 VERDICT_SECONDS = 4.0
 VERDICTS = 10_000
+NAMESPACES = "select name, number, locks from core_namespace where name = any(%s)"
 REVIEW_SECONDS = 0.5  # between two looks at a caller who is served for long
 NAMESPACE_LENGTH = 63
 _LOOPBACK = r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
@@ -32,6 +33,7 @@ LOOPBACK_ORIGIN = re.compile(f"https?://{_LOOPBACK}", re.IGNORECASE)
 class Namespace:
     name: str
     number: int
+    volatile: bool = False  # whether its locks are
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,8 @@ def no_namespace(name: str) -> NotFound:
 
 
 class Namespaces:
-    """The namespaces there are, by name, remembered: they are never renamed or renumbered."""
+    """The namespaces there are, by name, remembered: they are never renamed or renumbered. What is set of one is
+    looked up again when a process says that access changed, and every few seconds in any case."""
 
     def __init__(self) -> None:
         self._known: dict[str, Namespace] = {}
@@ -221,12 +224,24 @@ class Namespaces:
             return known
         if len(name) > NAMESPACE_LENGTH or not name.isprintable():
             raise no_namespace(name)
+        if found := await self.find(name):
+            return found
+        raise no_namespace(name)
+
+    async def find(self, name: str) -> Namespace | None:
+        """The namespace as the database says."""
+        await self._look_up([name])
+        return self._known.get(name)
+
+    async def _look_up(self, names: Sequence[str]) -> None:
         from core.database import rows
 
-        found = await rows("select number from core_namespace where name = %s", [name])
-        if not found:
-            raise no_namespace(name)
-        return self._known.setdefault(name, Namespace(name, found[0][0]))
+        for name, number, locks in await rows(NAMESPACES, [names]):
+            self._known[name] = Namespace(name, number, locks == "volatile")
+
+    async def refresh(self) -> None:
+        """Look all of them up again that are remembered."""
+        await self._look_up(list(self._known))
 
     def clear(self) -> None:
         self._known.clear()

@@ -150,6 +150,10 @@ class FenceStale(Conflict):
     """The fencing token is not the lock's current one, or the lock is not held."""
 
 
+class NotInVolatileNamespace(Conflict):
+    """The locks of this namespace are volatile, and this is promised by durable ones only."""
+
+
 class Unavailable(SyrosError):
     """The database is away or the queue is full; nothing was changed. Try again."""
 

@@ -1,7 +1,8 @@
-"""What every serving process clears away now and then; that several do it at once hurts nothing."""
+"""What every serving process clears away or looks up again now and then; that several do it at once hurts nothing."""
 
 from django.conf import settings
 
+from core.callers import namespaces
 from core.database import rows
 from core.runtime import every
 
@@ -31,3 +32,9 @@ async def forget_processes() -> None:
 @every(60)
 async def forget_sessions() -> None:
     await rows(ENDED_SESSIONS)
+
+
+@every(3)
+async def look_at_namespaces() -> None:
+    """What was set of a namespace while this process heard nothing."""
+    await namespaces.refresh()

@@ -56,6 +56,9 @@ class Namespace(models.Model):
     number = models.AutoField(primary_key=True)
     name = models.SlugField(max_length=63, unique=True)
     floor = models.BigIntegerField(default=0, help_text="positions up to here are pruned")
+    locks = models.TextField(
+        choices=[("durable", "durable"), ("volatile", "volatile")], default="durable", db_default="durable"
+    )
     created_at = models.DateTimeField(db_default=Now())
 
     def __str__(self) -> str:

@@ -2,15 +2,15 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
-from core.errors import Invalid, NotFound, ReservedName
+from core.errors import Invalid, NotFound, NotInVolatileNamespace, ReservedName
 
 if TYPE_CHECKING:
     from core.batch import Transaction
@@ -20,6 +20,7 @@ MAX_PROBLEMS = 1000  # that a refusal names; naming takes some 6 µs each, and b
 MAX_BYTES = 1 << 20  # of a body, unless an operation takes more
 Touch = tuple[type[Any], str]
 Touches = Callable[[Any], Sequence[Touch]]
+Volatile = Callable[..., Awaitable[Any]]
 
 
 @dataclass(slots=True)
@@ -100,6 +101,7 @@ class Operation:
         secret: Sequence[str] = (),
         max_bytes: int = MAX_BYTES,
         changes: bool | None = None,
+        volatile: "Volatile | None" = None,
     ) -> None:
         app = function.__module__.partition(".")[0]
         self.name = name or f"{app}.{function.__name__}"
@@ -108,6 +110,7 @@ class Operation:
         self.aliases = [Route.parse(alias) for alias in aliases]
         self.hot, self.waits, self.admin, self.anonymous = hot, waits, admin, anonymous
         self.touches, self.secret, self.max_bytes = touches, tuple(secret), max_bytes
+        self.volatile = volatile
         self.changes = kind == "command" if changes is None else changes
         self.streams = inspect.isasyncgenfunction(function)
         self.is_async = inspect.iscoroutinefunction(function)
@@ -192,6 +195,12 @@ class Nested:
     parent: type[Any]
     name: str
     function: Callable[..., Any]
+    volatile: Volatile | None = None
+
+    def ask(self, call: Any, parents: Sequence[Any], params: Mapping[str, Any]) -> Awaitable[Any]:
+        """The field of each parent."""
+        form = self.volatile if self.volatile and call.namespace.volatile else self.function
+        return cast(Awaitable[Any], form(call, parents, **params))
 
     @cached_property
     def params(self) -> type[BaseModel]:
@@ -270,7 +279,8 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     it waits when it answers `Waiting`; `admin`, for administrators only; `anonymous`, for
     everybody; `secret`, fields of the answer that are not kept
     for replays; `changes`, whether anything is another afterwards (of commands yes, of queries no, unless it is said);
-    `aliases`, further routes; `fenced=False`, takes no `fence`.
+    `aliases`, further routes; `fenced=False`, takes no `fence`; `volatile`, the `async function(call, *, …)` that
+    carries it out where locks are volatile (`refused`: nothing does). Without it, it is the same everywhere.
     """
     return _declare("command", route, options)
 
@@ -281,16 +291,19 @@ def query(route: str | None = None, **options: Any) -> Callable[[Callable[..., A
     return _declare("query", route, options)
 
 
-def nested(parent: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def nested(
+    parent: type[Any], *, volatile: Volatile | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a field that answers of a type have where a transport reads graphs (GraphQL), named as the function:
     `async function(call, parents, *, …) -> list[T]`, one T for each parent, in their order; what stands after the
     asterisk are the field's parameters, as an operation's.
 
-    It is asked once for all parents that an answer holds: so that many do not become many statements.
+    It is asked once for all parents that an answer holds: so that many do not become many statements. `volatile` is
+    what is asked where locks are volatile.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        registry.nested.append(Nested(parent, function.__name__, function))
+        registry.nested.append(Nested(parent, function.__name__, function, volatile))
         return function
 
     return register
@@ -303,6 +316,14 @@ def _declare(kind: str, route: str | None, options: Any) -> Callable[[Callable[.
         return operation
 
     return register
+
+
+async def refused(call: Any, **params: Any) -> Any:
+    """The volatile form of what there is for durable locks only.
+
+    Raises: NotInVolatileNamespace.
+    """
+    raise NotInVolatileNamespace
 
 
 def not_reserved(collection: str) -> AfterValidator:

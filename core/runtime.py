@@ -15,9 +15,9 @@ from core.callers import Call, authorize, while_allowed
 from core.database import follow_pool, pool, tail_pool
 from core.encoding import encode
 from core.engine import Engine
-from core.errors import OutcomeUnknown, Unavailable
+from core.errors import NotInVolatileNamespace, OutcomeUnknown, SyrosError, Unavailable
 from core.log import Entry
-from core.operations import Operation, Outcome, Waiting, registry
+from core.operations import Operation, Outcome, Volatile, Waiting, registry
 from core.tail import Tail
 from core.waiting import Waiters, grant
 
@@ -27,6 +27,7 @@ logger = logging.getLogger("syros.runtime")
 THREADS = 4  # for plain queries; each keeps a connection
 Periodic = Callable[[], Awaitable[None]]
 periodics: list[tuple[float, Periodic]] = []
+closing: list[Callable[[], None]] = []  # what a process calls when it stops, once its waiters have withdrawn
 
 
 def every(seconds: float) -> Callable[[Periodic], Periodic]:
@@ -44,6 +45,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.waiters = Waiters()
+        self.pending: set[asyncio.Future[Any]] = set()  # other waits, which end when the process stops
         self.loop: asyncio.AbstractEventLoop | None = None
         self.engine: Engine | None = None
         self.tail: Tail | None = None
@@ -80,6 +82,8 @@ class Runtime:
         self.release_waiters()
         await asyncio.sleep(0)  # the waiters' withdrawals are queued before the engine closes
         await asyncio.gather(*(t for t in self._tasks if t.get_name() == "withdraw"), return_exceptions=True)
+        for close in closing:
+            close()
         if self.engine:
             await asyncio.to_thread(self.engine.stop)
         for task in list(self._tasks):
@@ -94,9 +98,15 @@ class Runtime:
     def release_waiters(self) -> None:
         """End every wait and every stream with 503: the process stops, and another one serves the retry."""
         self.stopping = True
-        self.waiters.release_all(Unavailable("This process is stopping."))
+        self.waiters.release_all(stopping())
+        self.end_pending(stopping())
         if self.tail:
             self.tail.release()
+
+    def end_pending(self, error: SyrosError) -> None:
+        for future in list(self.pending):
+            if not future.done():
+                future.set_result(error)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str | None = None) -> "asyncio.Task[Any]":
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
@@ -191,6 +201,8 @@ class Runtime:
             return await self._run(operation, call, params)
 
     async def _run(self, operation: Operation, call: Call, params: dict[str, Any]) -> Outcome:
+        if call.namespace.volatile and (form := volatile_form(operation, params)):
+            return Outcome(await form(call, **params), operation.status)
         if operation.kind == "command":
             return await self.carry_out(operation, call, params)
         if operation.is_async:
@@ -203,6 +215,8 @@ class Runtime:
         Raises: Forbidden, and what the stream itself raises.
         """
         authorize(call.caller, operation, params)
+        if call.namespace.volatile and operation.volatile:
+            raise NotInVolatileNamespace
         found: AsyncIterator[Any] = operation.function(call, **params)
         return found
 
@@ -235,7 +249,7 @@ class Runtime:
     async def _wait(self, job: Job) -> Any:
         try:
             if self.stopping and not job.granted.done():
-                raise Unavailable("This process is stopping.")
+                raise stopping()
             return await grant(job)
         except TimeoutError:
             self.waiters.forget(job)
@@ -252,11 +266,27 @@ class Runtime:
     def run_from_thread(self, operation: Operation, call: Call, params: dict[str, Any]) -> Outcome:
         """The same for a thread that is not the loop's: Django's views, commands, tests."""
         authorize(call.caller, operation, params)
-        if operation.kind == "query" and not operation.is_async:
+        if operation.kind == "query" and not operation.is_async and not operation.volatile:
             return look(operation, call, params)
         if self.loop is None:
             raise Unavailable("This process is not serving.")
         return asyncio.run_coroutine_threadsafe(self.run(operation, call, params), self.loop).result()
+
+
+def stopping() -> Unavailable:
+    return Unavailable("This process is stopping.")
+
+
+def volatile_form(operation: Operation, params: dict[str, Any]) -> Volatile | None:
+    """What carries an operation out where locks are volatile, if it is not what does everywhere.
+
+    Raises: NotInVolatileNamespace, of a write with a fence: tokens out of Redis prove nothing to what is durable.
+    """
+    if params.get("fence"):
+        raise NotInVolatileNamespace("No `fence` where locks are volatile.")
+    if operation.volatile:
+        params.pop("fence", None)
+    return operation.volatile
 
 
 def look(operation: Operation, call: Call, params: dict[str, Any]) -> Outcome:

@@ -19,7 +19,7 @@ from core.database import Row, rows
 from core.engine import outages, promotions
 from core.errors import Conflict, NotFound
 from core.models import Session
-from core.operations import command, query
+from core.operations import command, query, refused
 from core.runtime import every, runtime
 from core.types import Cursor, Limit, Object, Text, encode_cursor
 
@@ -83,7 +83,7 @@ def when_ended(function: Ending) -> Ending:
     return function
 
 
-@command("POST sessions", name="sessions.open", returns=SessionState, status=201, hot=True)
+@command("POST sessions", name="sessions.open", returns=SessionState, status=201, hot=True, volatile=refused)
 def open_session(
     tx: Transaction,
     *,
@@ -114,6 +114,7 @@ def open_session(
     returns=SessionState,
     hot=True,
     touches=touches,
+    volatile=refused,
 )
 def keepalive(tx: Transaction, *, session_id: SessionId) -> SessionState:
     """Give a session its whole TTL again, and with it everything it holds. A good rhythm is a third of the TTL.
@@ -133,6 +134,7 @@ def keepalive(tx: Transaction, *, session_id: SessionId) -> SessionState:
     returns=SessionState,
     aliases=["POST sessions/{session_id}/close"],
     touches=touches,
+    volatile=refused,
 )
 def close(tx: Transaction, *, session_id: SessionId) -> SessionState:
     """End a session: its locks pass on, its candidacies and its places in queues are given up, at once.
@@ -192,7 +194,7 @@ def seen(row: Sequence[Any]) -> SessionState:
     return SessionState(session_id, owner, ttl, delay, opened_at, expires_at, ended_at, reason, about)
 
 
-@query("GET sessions/{session_id}", name="sessions.get", returns=SessionState, hot=True)
+@query("GET sessions/{session_id}", name="sessions.get", returns=SessionState, hot=True, volatile=refused)
 async def get(call: Call, *, session_id: SessionId) -> SessionState:
     """A session, also one that ended within the last ten minutes.
 
@@ -204,7 +206,7 @@ async def get(call: Call, *, session_id: SessionId) -> SessionState:
     return seen(found[0])
 
 
-@query("GET sessions", name="sessions.find", returns=Sessions)
+@query("GET sessions", name="sessions.find", returns=Sessions, volatile=refused)
 async def find(
     call: Call, *, owner: Text | None = None, limit: Limit = 50, cursor: Cursor | None = None
 ) -> Sessions:

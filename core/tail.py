@@ -17,7 +17,7 @@ import redis.asyncio as redis
 from django.conf import settings
 
 from core import log
-from core.callers import verdicts
+from core.callers import namespaces, verdicts
 from core.database import FOLLOWERS, Pool, conninfo, follow_pool, rows, tail_pool
 from core.errors import Gone, SyrosError, Unavailable
 from core.log import Entry
@@ -289,7 +289,7 @@ class Tail:
 
     def _heard(self, message: str) -> None:
         if message == "access":
-            verdicts.clear()
+            forget_access()
             return
         for part in message.split(","):
             number, _, position = part.partition(":")
@@ -326,7 +326,12 @@ class Tail:
             return 2
 
     def changed_access(self) -> None:
-        """Rights or credentials changed: every process forgets what it remembers of them."""
-        verdicts.clear()
+        """Rights, credentials or namespaces changed: every process forgets what it remembers of them."""
+        forget_access()
         task = asyncio.create_task(self.tell("access"))
         task.add_done_callback(lambda done: done.exception())
+
+
+def forget_access() -> None:
+    verdicts.clear()
+    namespaces.clear()

@@ -1,6 +1,6 @@
 """What access control can refuse."""
 
-from core.errors import NotFound, Unauthenticated
+from core.errors import Conflict, NotFound, Unauthenticated
 
 
 class WrongCredentials(Unauthenticated):
@@ -13,3 +13,7 @@ class TokenInvalid(Unauthenticated):
 
 class ApiKeyNotFound(NotFound):
     """There is no such API key in this namespace."""
+
+
+class LocksAreHeld(Conflict):
+    """Locks are held in this namespace: where they are kept cannot change now."""

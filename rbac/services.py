@@ -1,28 +1,44 @@
 """The access operations, and how a credential is told."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from django.conf import settings
 from django.contrib.auth import authenticate
 from django.contrib.auth.models import User
+from django.db.models.functions import Collate
 from django.utils import timezone
 from pydantic import Field
 from rest_framework_simplejwt.exceptions import TokenError
 from rest_framework_simplejwt.tokens import AccessToken, RefreshToken
 
 from core.batch import Transaction
-from core.callers import Call, Caller, authenticator
+from core.callers import Call, Caller, Namespace, authenticator, namespaces, no_namespace
 from core.database import rows
-from core.operations import command, query
+from core.models import Namespace as NamespaceRow
+from core.operations import command, query, registry
+from core.runtime import runtime
 from core.tail import ACCESS
-from core.types import Cursor, Limit, Text, encode_cursor
+from core.types import Cursor, Limit, Prefix, Text, encode_cursor
 from rbac import keys
 from rbac.errors import ApiKeyNotFound, TokenInvalid, WrongCredentials
 from rbac.models import ApiKey
-from rbac.types import Key, KeyId, Keys, LoggedOut, NewKey, Password, Tokens, WhoAmI
+from rbac.types import (
+    Durability,
+    Key,
+    KeyId,
+    Keys,
+    LoggedOut,
+    NamespaceList,
+    NamespaceName,
+    NamespaceState,
+    NewKey,
+    Password,
+    Tokens,
+    WhoAmI,
+)  # fmt: skip
 
 # -- credentials -------------------------------------------------------------------------------------
 
@@ -198,3 +214,66 @@ def find(call: Call, *, limit: Limit = 50, cursor: Cursor | None = None) -> Keys
 def as_key(key: ApiKey) -> Key:
     live = key.revoked_at is None and (key.expires_at is None or key.expires_at > timezone.now())
     return Key(key.key_id, key.title, key.created_by, key.created_at, key.expires_at, key.revoked_at, live)
+
+
+# -- namespaces --------------------------------------------------------------------------------------
+
+# Asked before the locks of a namespace are kept elsewhere: each raises what stands against it.
+before_switching: list[Callable[[Namespace], Awaitable[None]]] = []
+# The epoch rises where the setting becomes another, so that tokens rise over the switch too.
+PUT = """with known as (select locks from core_namespace where name = %(name)s),
+raised as (update core_cluster set epoch = epoch + 1 where exists (select from known where locks <> %(locks)s))
+insert into core_namespace (name, floor, locks) values (%(name)s, 0, %(locks)s)
+on conflict (name) do update set locks = excluded.locks returning number, created_at"""
+
+
+@query("PUT namespaces/{name}", name="namespaces.put", returns=NamespaceState, admin=True, changes=True)
+async def put(call: Call, *, name: NamespaceName, locks: Durability = "durable") -> NamespaceState:
+    """Make a namespace, or say where its locks are kept: `durable` in PostgreSQL, `volatile` in Redis.
+
+    What volatile locks do not promise is in docs/volatile-locks.md. The setting reaches every process within 5 seconds;
+    let nobody use the namespace meanwhile.
+
+    Errors: `locks_are_held` (409), when the setting would become another.
+    """
+    known = await namespaces.find(name)
+    if known and known.volatile != (locks == "volatile"):
+        for check in before_switching:
+            await check(known)
+    ((number, created_at),) = await rows(PUT, {"name": name, "locks": locks})
+    there = Call(call.caller, Namespace(name, number), call.request_id, correlation_id=call.correlation_id)
+    await runtime.carry_out(registry["namespaces.note"], there, {"locks": locks})
+    return NamespaceState(name, locks, created_at)
+
+
+@command(name="namespaces.note")
+def note(tx: Transaction, *, locks: str) -> None:
+    """Write into a namespace's log that it was made or set; from there every process hears of it."""
+    tx.emit(tx.stream(ACCESS), "namespace.put", {"name": tx.call.namespace.name, "locks": locks})
+
+
+@query("GET namespaces/{name}", name="namespaces.get", returns=NamespaceState, admin=True)
+def look(call: Call, *, name: NamespaceName) -> NamespaceState:
+    """A namespace and where its locks are kept.
+
+    Errors: `not_found` (404).
+    """
+    found = NamespaceRow.objects.filter(name=name).first()
+    if found is None:
+        raise no_namespace(name)
+    return as_namespace(found)
+
+
+@query("GET namespaces", name="namespaces.find", returns=NamespaceList, admin=True)
+def list_namespaces(
+    call: Call, *, prefix: Prefix = "", limit: Limit = 50, cursor: Cursor | None = None
+) -> NamespaceList:
+    """The namespaces there are, by name."""
+    named = NamespaceRow.objects.annotate(key=Collate("name", "C")).filter(name__startswith=prefix)
+    found = list(named.filter(key__gt=cursor or "").order_by("key")[: limit + 1])
+    more = found[limit - 1].name if len(found) > limit else None
+    return NamespaceList([as_namespace(each) for each in found[:limit]], more and encode_cursor(more))
+
+
+def as_namespace(row: NamespaceRow) -> NamespaceState:
+    return NamespaceState(row.name, cast(Durability, row.locks), row.created_at)

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 Password = Annotated[str, Field(min_length=1, max_length=1024)]
+Durability = Literal["durable", "volatile"]
+NamespaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$", max_length=63)]
 KeyId = Annotated[str, Field(pattern=r"^[0-9a-z]{12}$")]
 
 
@@ -58,4 +60,19 @@ class NewKey:
 @dataclass(slots=True)
 class Keys:
     items: list[Key]
+    next_cursor: str | None
+
+
+@dataclass(slots=True)
+class NamespaceState:
+    """A namespace. `locks`: where its locks are kept."""
+
+    name: str
+    locks: Durability
+    created_at: datetime
+
+
+@dataclass(slots=True)
+class NamespaceList:
+    items: list[NamespaceState]
     next_cursor: str | None

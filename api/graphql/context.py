@@ -83,7 +83,7 @@ class Context:
         params = nested.parse(arguments)
         place = nested, repr(params)
         if place not in self._batches:
-            self._batches[place] = Batch(partial(nested.function, self.call, **params))
+            self._batches[place] = Batch(partial(nested.ask, self.call, params=params))
         return self._batches[place].load(parent)
 
     def result(self, data: Any, errors: list[GraphQLError] | None) -> Json:

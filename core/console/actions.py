@@ -87,7 +87,8 @@ def carry_out(request: HttpRequest, operation: Operation, row: Any, values: dict
     """Carry an operation out in the row's namespace, for the admin's user; a refusal becomes a message."""
     try:
         namespace = Namespace.objects.get(name=str(row.namespace))
-        call = Call(caller_of(request), callers.Namespace(namespace.name, namespace.number), urandom(8).hex())
+        space = callers.Namespace(namespace.name, namespace.number, namespace.locks == "volatile")
+        call = Call(caller_of(request), space, urandom(8).hex())
         runtime.run_from_thread(operation, call, operation.parse(values, strict=False))
     except SyrosError as error:
         messages.error(request, f"{row}: {error.detail} ({error.code})")

@@ -6,7 +6,7 @@ from typing import Any
 from core.batch import Transaction
 from core.callers import SYSTEM, Call, namespaces
 from core.database import rows
-from core.operations import command, query
+from core.operations import command, query, refused
 from core.runtime import every, runtime
 from locks.errors import Deadlock
 from locks.models import Claim, Lock
@@ -126,7 +126,7 @@ async def break_deadlocks() -> None:
             await runtime.carry_out(break_deadlock, call, {"name": name})
 
 
-@query("GET locks/waits-for", returns=WaitsFor)
+@query("GET locks/waits-for", returns=WaitsFor, volatile=refused)
 async def waits_for(call: Call) -> WaitsFor:
     """Who waits for whom, lock by lock: the first of a queue for those who hold, each other one for the one before it.
 

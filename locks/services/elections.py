@@ -11,7 +11,7 @@ from orjson import Fragment
 from core.batch import Transaction
 from core.callers import Call
 from core.database import rows
-from core.operations import Waiting, Waits, command, query
+from core.operations import Waiting, Waits, command, query, refused
 from core.sessions import LockDelay, SessionId
 from core.types import Cursor, Json, Limit, Prefix, Text, encode_cursor
 from locks import rules
@@ -80,6 +80,7 @@ def place(value: Any) -> dict[str, Any]:
     status=201,
     touches=touches,
     waits=Waits("elections.withdraw", granted, timed_out, place),
+    volatile=refused,
 )
 def campaign(
     tx: Transaction,
@@ -116,7 +117,13 @@ def campaign(
     return queue_up(tx, [(lock, claim)], wait_seconds)
 
 
-@command("POST elections/{name}/proclaim", name="elections.proclaim", returns=Leadership, touches=touches)
+@command(
+    "POST elections/{name}/proclaim",
+    name="elections.proclaim",
+    returns=Leadership,
+    touches=touches,
+    volatile=refused,
+)
 def proclaim(tx: Transaction, *, name: ElectionName, lock_id: LockId, value: Json) -> Leadership:
     """Say something else as the leader. Who observes the election is told.
 
@@ -129,7 +136,13 @@ def proclaim(tx: Transaction, *, name: ElectionName, lock_id: LockId, value: Jso
     return leadership_of(lock, holds.ends_at(tx, lock, lock))
 
 
-@command("POST elections/{name}/renew", name="elections.renew", returns=Leadership, touches=touches)
+@command(
+    "POST elections/{name}/renew",
+    name="elections.renew",
+    returns=Leadership,
+    touches=touches,
+    volatile=refused,
+)
 def renew(
     tx: Transaction, *, name: ElectionName, lock_id: LockId, ttl_seconds: OptionalTtl = None
 ) -> Leadership:
@@ -145,7 +158,13 @@ def renew(
     return leadership_of(lock, holds.ends_at(tx, lock, lock))
 
 
-@command("POST elections/{name}/resign", name="elections.resign", returns=Resigned, touches=touches)
+@command(
+    "POST elections/{name}/resign",
+    name="elections.resign",
+    returns=Resigned,
+    touches=touches,
+    volatile=refused,
+)
 def resign(tx: Transaction, *, name: ElectionName, lock_id: LockId) -> Resigned:
     """Lead no more; the next candidate leads in the same transaction.
 
@@ -158,7 +177,13 @@ def resign(tx: Transaction, *, name: ElectionName, lock_id: LockId) -> Resigned:
     return Resigned(name, True, token)
 
 
-@command("POST elections/{name}/transfer", name="elections.transfer", returns=Transferred, touches=touches)
+@command(
+    "POST elections/{name}/transfer",
+    name="elections.transfer",
+    returns=Transferred,
+    touches=touches,
+    volatile=refused,
+)
 def transfer(tx: Transaction, *, name: ElectionName, lock_id: LockId, to: Text) -> Transferred:
     """Hand leadership to a candidate, whatever its place in the queue: a planned change.
 
@@ -175,7 +200,12 @@ def transfer(tx: Transaction, *, name: ElectionName, lock_id: LockId, to: Text) 
 
 
 @command(
-    "POST elections/{name}/depose", name="elections.depose", returns=Resigned, admin=True, touches=touches
+    "POST elections/{name}/depose",
+    name="elections.depose",
+    returns=Resigned,
+    admin=True,
+    touches=touches,
+    volatile=refused,
 )
 def depose(
     tx: Transaction, *, name: ElectionName, reason: Text, lock_delay_seconds: LockDelay = 0.0
@@ -240,7 +270,7 @@ STANDING = """select id, owner, metadata::text, session, since, deadline from lo
     where id > %s and id < %s and deadline > clock_timestamp() order by id limit %s"""
 
 
-@query("GET elections/{name}", name="elections.get", returns=Election)
+@query("GET elections/{name}", name="elections.get", returns=Election, volatile=refused)
 async def get(call: Call, *, name: ElectionName) -> Election:
     """Who leads and who stands, in order (the first 200). An unknown election has neither."""
     address = f"{call.namespace.name}/{ELECTION}{name}"
@@ -264,14 +294,14 @@ def seen(row: Sequence[Any]) -> Candidate:
     return Candidate(owner, Fragment(value or "null"), *about)
 
 
-@query("GET elections/{name}/leader", name="elections.leader", returns=ElectionSummary)
+@query("GET elections/{name}/leader", name="elections.leader", returns=ElectionSummary, volatile=refused)
 async def leader(call: Call, *, name: ElectionName) -> ElectionSummary:
     """Who leads, and what it says; nobody, if `leader` is null."""
     found = await get.function(call, name=name)
     return ElectionSummary(name, found.leader, found.value, found.fencing_token, found.candidate_count)
 
 
-@query("GET elections/{name}/candidates", name="elections.candidates", returns=Candidates)
+@query("GET elections/{name}/candidates", name="elections.candidates", returns=Candidates, volatile=refused)
 async def candidates(
     call: Call, *, name: ElectionName, limit: Limit = 50, cursor: Cursor | None = None
 ) -> Candidates:
@@ -282,7 +312,7 @@ async def candidates(
     return Candidates([seen(row) for row in found[:limit]], more)
 
 
-@query("GET elections", name="elections.find", returns=Elections)
+@query("GET elections", name="elections.find", returns=Elections, volatile=refused)
 async def find(
     call: Call, *, prefix: Prefix = "", limit: Limit = 50, cursor: Cursor | None = None
 ) -> Elections:

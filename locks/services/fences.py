@@ -8,9 +8,9 @@ from core.callers import Call
 from core.database import rows
 from core.errors import FenceStale
 from core.models import position_of
-from core.operations import Fence, command, guard, query
+from core.operations import Fence, command, guard, query, refused
 from core.types import Cursor, Limit, Token, encode_cursor
-from locks import rules
+from locks import rules, volatile
 from locks.models import Lock
 from locks.services.queues import all_holds
 from locks.types import Currency, Key, Violation, Violations
@@ -27,7 +27,14 @@ def is_current(tx: Transaction, lock: Lock | None, token: int) -> bool:
     return any(hold.token == token and rules.is_held(hold, tx.now) for hold in all_holds(tx, lock))
 
 
-@command("POST locks/{key}/check", returns=Currency, hot=True, touches=touches, fenced=False)
+@command(
+    "POST locks/{key}/check",
+    returns=Currency,
+    hot=True,
+    touches=touches,
+    fenced=False,
+    volatile=volatile.check,
+)
 def check(tx: Transaction, *, key: Key, fencing_token: Token) -> Currency:
     """Is this fencing token that of a present hold of the lock? For resources that cannot keep the last token
     themselves: they refuse a write whose token is not.
@@ -73,7 +80,7 @@ where namespace_id = %s and stream = '$fence' and version < %s and (%s::text is 
 order by version desc limit %s"""
 
 
-@query("GET locks/violations", returns=Violations)
+@query("GET locks/violations", returns=Violations, volatile=refused)
 async def violations(
     call: Call, *, key: Key | None = None, limit: Limit = 50, cursor: Cursor | None = None
 ) -> Violations:

@@ -10,10 +10,10 @@ from pydantic import Field
 from core.batch import Transaction
 from core.errors import Invalid, SyrosError, Unavailable
 from core.models import Session
-from core.operations import Waiting, Waits, command
+from core.operations import Waiting, Waits, command, refused
 from core.sessions import LockDelay, SessionEnded, SessionId, live
 from core.types import Object, Text
-from locks import rules
+from locks import rules, volatile
 from locks.errors import CapacityMismatch, Deadlock, LockHeld, LockNotHeld, LockWaitTimeout
 from locks.models import Claim, Hold, Lock
 from locks.services.deadlocks import refuse_deadlock
@@ -137,6 +137,7 @@ def place(value: Any) -> dict[str, Any]:
     hot=True,
     touches=touches,
     waits=Waits("locks.withdraw", granted, timed_out, place),
+    volatile=volatile.acquire,
 )
 def acquire(
     tx: Transaction,
@@ -186,6 +187,7 @@ def acquire(
     hot=True,
     touches=touches_many,
     waits=Waits("locks.withdraw", granted_many, timed_out_many, place),
+    volatile=refused,
 )
 def acquire_many(
     tx: Transaction,
@@ -353,6 +355,7 @@ def ends_at(tx: Transaction, lock: Lock, hold: Lock | Hold) -> datetime:
     aliases=["PUT locks/{key}/extend"],
     hot=True,
     touches=touches_place,
+    volatile=volatile.renew,
 )
 def renew(tx: Transaction, *, key: Key, lock_id: LockId, ttl_seconds: OptionalTtl = None) -> Grant:
     """Give a lock you hold a full TTL again, or a new one. One of a session is kept by `sessions.keepalive`; here it
@@ -377,6 +380,7 @@ def renew(tx: Transaction, *, key: Key, lock_id: LockId, ttl_seconds: OptionalTt
     aliases=["DELETE locks/{key}"],
     hot=True,
     touches=touches_place,
+    volatile=volatile.release,
 )
 def release(tx: Transaction, *, key: Key, lock_id: LockId, owner: Owner | None = None) -> Released:
     """Give a lock back; the first waiter has it in the same transaction.
@@ -411,7 +415,9 @@ def hold_of(tx: Transaction, lock: Lock, lock_id: str) -> Lock | Hold | None:
     return tx.at(Hold, f"{lock.id}#{lock_id}") if lock.shared or lock.used else None
 
 
-@command("POST locks/{key}/force-release", returns=ForceReleased, admin=True, touches=touches)
+@command(
+    "POST locks/{key}/force-release", returns=ForceReleased, admin=True, touches=touches, volatile=refused
+)
 def force_release(
     tx: Transaction, *, key: Key, reason: Text, lock_delay_seconds: LockDelay = 0.0
 ) -> ForceReleased:

@@ -12,8 +12,9 @@ from core.callers import Call
 from core.database import rows
 from core.encoding import decode
 from core.log import RecordedEvent
-from core.operations import nested, query
+from core.operations import nested, query, refused
 from core.types import Cursor, Instant, Limit, Prefix, encode_cursor
+from locks import volatile
 from locks.types import (
     Contended,
     ContendedLocks,
@@ -91,7 +92,9 @@ async def waiters_of(addresses: Sequence[str], limit: int) -> list[list[Waiter]]
     return found
 
 
-@query("GET locks/{key}", returns=LockState, aliases=["GET locks/{key}/status"], hot=True)
+@query(
+    "GET locks/{key}", returns=LockState, aliases=["GET locks/{key}/status"], hot=True, volatile=volatile.get
+)
 async def get(call: Call, *, key: Key) -> LockState:
     """Who holds a lock and who waits for it, in order (the first 200 of each). A free or unknown key is not locked."""
     address = f"{call.namespace.name}/{key}"
@@ -106,7 +109,7 @@ async def get(call: Call, *, key: Key) -> LockState:
     )  # fmt: skip
 
 
-@query("GET locks", returns=Locks)
+@query("GET locks", returns=Locks, volatile=volatile.find)
 async def find(
     call: Call,
     *,
@@ -138,7 +141,7 @@ HAS_HOLDS = """exists (select from locks_hold h where h.id > l.id || '#' and h.i
 OWNED = HAS_HOLDS.replace("and coalesce", "and h.owner = %s and coalesce")
 
 
-@nested(LockSummary)
+@nested(LockSummary, volatile=volatile.waiters)
 async def waiters(call: Call, parents: Sequence[LockSummary], *, limit: Limit = 20) -> list[list[Waiter]]:
     """Who waits for the lock, in order."""
     contended = [lock.key for lock in parents if lock.queue_length]
@@ -169,7 +172,7 @@ left join lateral (select type, data, recorded_at from core_event e where e.name
 order by a.version desc"""
 
 
-@query("GET locks/{key}/history", name="locks.history", returns=LockHistory)
+@query("GET locks/{key}/history", name="locks.history", returns=LockHistory, volatile=refused)
 async def past(call: Call, *, key: Key, limit: Limit = 20) -> LockHistory:
     """The last holds of a lock, newest first: whose, how long, and why each ended. As far back as history is kept
     (SYROS_LOCK_HISTORY_DAYS)."""
@@ -208,7 +211,7 @@ BEGIN = """select coalesce(max(id), 0) - %s,
 from core_event e where id > %s::bigint << 40 and id < (%s::bigint + 1) << 40"""
 
 
-@query("GET locks/stats", returns=LockStats)
+@query("GET locks/stats", returns=LockStats, volatile=refused)
 async def stats(call: Call, *, prefix: Prefix = "", since: Instant | None = None) -> LockStats:
     """How long locks were held and waited for, by class: what their keys have up to the first `/` or `:` after the
     prefix. Since an hour ago unless said; of a busy log the last 200,000 events are looked at, and `partial` says so.
@@ -243,7 +246,7 @@ from unnest(%s::text[]) with ordinality o(lock, place) cross join lateral (
     select since from locks_claim where id > o.lock || '#' and id < o.lock || '$' order by id limit 1) c"""
 
 
-@query("GET locks/contended", returns=ContendedLocks)
+@query("GET locks/contended", returns=ContendedLocks, volatile=refused)
 async def contended(
     call: Call, *, prefix: Prefix = "", limit: Annotated[int, Field(ge=1, le=200)] = 50
 ) -> ContendedLocks:
