@@ -44,8 +44,8 @@ LANGUAGES = {"bash", "bash no-run", "json", "http", "python", "sql", "text"}
 # Numbers and texts that are others at every run: of these only the type is compared.
 VARIES = {
     "lock_id", "event_id", "event_ids", "request_id", "id", "fencing_token", "last_token", "position", "first_position",
-    "last_position", "next_position", "head", "waited_seconds", "held_seconds", "retry_after_seconds", "looked_seconds_ago",
-    "latency_ms", "queued", "commands", "batches", "waiting", "server",
+    "last_position", "next_position", "head", "waited_seconds", "held_seconds", "retry_after_seconds",
+    "looked_seconds_ago",    "latency_ms", "queued", "commands", "batches", "waiting", "server",
 }  # fmt: skip
 INSTANTS = re.compile(r".*_at|since|deadline")
 

@@ -79,7 +79,8 @@ def test_every_operation_is_one_field_and_internal_ones_are_none() -> None:
     ("name", "root"),
     [
         ("locksAcquire", "mutation"), ("apiKeysRevoke", "mutation"), ("authLogin", "mutation"),
-        ("authLogout", "mutation"), ("locksCheck", "mutation"), ("locksFind", "query"), ("eventsFollow", "subscription"),
+        ("authLogout", "mutation"), ("locksCheck", "mutation"), ("locksFind", "query"),
+        ("eventsFollow", "subscription"),
     ],
 )  # fmt: skip
 def test_what_changes_something_is_a_mutation(name: str, root: str) -> None:

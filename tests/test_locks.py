@@ -75,7 +75,10 @@ def test_a_token_is_epoch_and_counter(call: Door) -> None:
 
     epoch = Cluster.objects.get().epoch
     first = call("locks.acquire", key="a", owner="alice")
-    assert first["fencing_token"] == (epoch << 40) + 1
+    second = call("locks.acquire", key="b", owner="alice")
+    assert first["fencing_token"] >> 40 == second["fencing_token"] >> 40 == epoch
+    call("locks.release", key="a", lock_id=first["lock_id"])
+    assert call("locks.acquire", key="a", owner="bob")["fencing_token"] == first["fencing_token"] + 1
 
 
 def test_an_expired_lock_is_free_without_anybody_asking_before(call: Door) -> None:

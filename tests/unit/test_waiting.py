@@ -29,8 +29,14 @@ def waiting(ticket: int, lock_id: str = "mine") -> Waiting:
     return Waiting(STREAM, ticket, 5.0, {"places": [["a", lock_id, ticket]]})
 
 
+GRANT = {
+    "owner": "me", "mode": "exclusive", "permits": 1, "acquired_at": "2026-01-01T00:00:00Z",
+    "expires_at": "2026-01-01T00:00:30Z", "ttl_seconds": 30.0, "waited_seconds": 1.0,
+}  # fmt: skip
+
+
 def acquired(ticket: int, namespace: int = 1, stream: str = STREAM) -> Entry:
-    data = encode({"ticket": ticket, "fencing_token": ticket}).decode()
+    data = encode({**GRANT, "ticket": ticket, "fencing_token": ticket}).decode()
     return Entry(namespace, stream, ticket, "lock.acquired", data, "developer")
 
 
