@@ -443,6 +443,8 @@ async def check_switch(namespace: Namespace) -> None:
     found = await look(Call(SYSTEM, namespace), held=True, limit=1)
     if found.items:
         raise LocksAreHeld(f"{found.items[0].key} is held.", key=found.items[0].key)
+    if not namespace.volatile and (await registry["sessions.find"].function(Call(SYSTEM, namespace))).items:
+        raise LocksAreHeld("Sessions are open.")
     # The epoch rises with the switch; what is left of a block lies below it.
     connection = await valkey.ready()
     await connection.ask("DEL", f"{space_of(namespace)}tokens:{connection.run_id}")

@@ -608,6 +608,16 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
+def test_a_program_runs_beside_others_under_a_shared_lock_or_a_permit(shell: Shell, lane: Door) -> None:
+    lane("locks.acquire", key="r", owner="other", mode="shared")
+    assert shell("lock", "r", "--shared", "--", "true")[0] == 0
+    code, _, err = shell("lock", "r", "--", "true")
+    assert (code, "lock_held" in err) == (1, True)
+    lane("locks.acquire", key="s", owner="other", capacity=3)
+    assert shell("lock", "s", "--capacity", "3", "--permits", "2", "--", "true")[0] == 0
+    assert "capacity_mismatch" in shell("lock", "s", "--capacity", "4", "--", "true")[2]
+
+
 def test_who_waits_longer_than_a_request_may_asks_again(
     served: Served, namespace: str, lane: Lane, later: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,3 +95,12 @@ def test_a_candidacy_ends_with_its_session(waiting: Door, later: Any) -> None:
     started = time.monotonic()
     assert waiting("elections.campaign", name="e", candidate="n2", wait_seconds=20)["leader"] == "n2"
     assert time.monotonic() - started < 2
+
+
+def test_a_write_is_fenced_by_the_term(call: Door) -> None:
+    led = call("elections.campaign", name="e", candidate="n1")
+    fence = {"key": "$election:e", "fencing_token": led["fencing_token"]}
+    assert call("events.append", stream_id="s", event_type="t", data=1, fence=fence)["version"] == 1
+    call("elections.resign", name="e", lock_id=led["lock_id"])
+    problem = refused(call, "events.append", stream_id="s", event_type="t", data=2, fence=fence)
+    assert problem["code"] == "fence_stale"

@@ -76,6 +76,9 @@ def lock(
     on_lost: Annotated[
         Literal["kill", "ignore"], typer.Option(help="what becomes of the program when the lock is lost")
     ] = "kill",
+    shared: Annotated[bool, typer.Option("--shared", help="beside other shared holders")] = False,
+    capacity: Annotated[int | None, typer.Option(min=1, help="permits of a semaphore")] = None,
+    permits: Annotated[int, typer.Option(min=1, help="how many of them to take")] = 1,
 ) -> None:
     """Run a program under a lock: `syros lock jobs/nightly --ttl 30 --wait 60 -- ./nightly.sh`.
 
@@ -89,7 +92,9 @@ def lock(
 
     with place.client() as client:
         owner = owner or generated.default_owner()
-        code = hold(client, name, command, owner=owner, ttl=ttl, wait=seconds, on_lost=on_lost)
+        kind = {"mode": "shared" if shared else "exclusive", "permits": permits}
+        kind |= {} if capacity is None else {"capacity": capacity}
+        code = hold(client, name, command, owner=owner, ttl=ttl, wait=seconds, on_lost=on_lost, **kind)
     raise typer.Exit(code)
 
 

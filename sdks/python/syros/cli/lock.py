@@ -31,16 +31,24 @@ OnLost = Literal["kill", "ignore"]
 
 
 def hold(
-    client: Client, key: str, command: Sequence[str], *, owner: str, ttl: float, wait: float, on_lost: OnLost
+    client: Client,
+    key: str,
+    command: Sequence[str],
+    *,
+    owner: str,
+    ttl: float,
+    wait: float,
+    on_lost: OnLost,
+    **kind: Any,
 ) -> int:
     """Run a command under a lock; its exit code, 128 + n for one that a signal ended.
 
     Parameters: `ttl`, seconds from the last renewal to the end of the lease; `wait`, seconds to wait for the lock, may
-    be infinite; `on_lost`, what becomes of the program when the lock is lost.
+    be infinite; `on_lost`, what becomes of the program when the lock is lost; `kind`, mode, permits and capacity.
     Raises: Refused, Unavailable, when the lock was not to be had.
     """
     signals = Signals()
-    lease = acquire(client, key, owner, ttl, wait)
+    lease = acquire(client, key, owner, ttl, wait, **kind)
     try:
         return Run(lease, on_lost, signals).run(command)
     finally:
@@ -53,13 +61,13 @@ def say(text: str) -> None:
         print(f"syros: {text}", file=sys.stderr, flush=True)
 
 
-def acquire(client: Client, key: str, owner: str, ttl: float, wait: float) -> Lease:
+def acquire(client: Client, key: str, owner: str, ttl: float, wait: float, **kind: Any) -> Lease:
     """Take the lock, asking again as long as there is time. Raises: Refused, Unavailable."""
     deadline, told = now() + wait, ""
     while True:
         sent_at = now()
         seconds = max(0.0, min(LONGEST_WAIT, deadline - sent_at))
-        params = {"key": key, "owner": owner, "ttl_seconds": ttl, "wait_seconds": seconds}
+        params = {"key": key, "owner": owner, "ttl_seconds": ttl, "wait_seconds": seconds, **kind}
         try:
             lease = Lease(client, client.call("locks.acquire", params), ttl, sent_at)
         except SyrosError as error:
