@@ -112,7 +112,8 @@ def is_orphan(tx: Transaction, claim: Claim) -> bool:
 
 def is_next(tx: Transaction, member: Member, todo: list[Lock]) -> bool:
     lock, claim = member
-    expire(tx, lock)
+    if expire(tx, lock):
+        todo.append(lock)  # what came free there may be another's who is before this one
     return first(tx, lock, todo) is claim and rules.fits(lock, claim, tx.now)
 
 
