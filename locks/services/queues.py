@@ -39,6 +39,8 @@ def pass_on(tx: Transaction, *locks: Lock) -> None:
     while todo:
         lock = todo.pop()
         expire(tx, lock)
+        if not rules.is_delayed(lock, tx.now):
+            lock.not_before = None  # so that the sweep does not find it again
         while can_move(tx, lock) and (claim := first(tx, lock, todo)):
             party = party_of(tx, claim)
             if not all(is_next(tx, member, todo) for member in party):
@@ -52,7 +54,7 @@ def pass_on(tx: Transaction, *locks: Lock) -> None:
 
 def refresh(tx: Transaction, lock: Lock) -> None:
     """Notice what time alone has done: a hold that ran out, or a lock-delay that is over."""
-    if expire(tx, lock) or (lock.queued and rules.is_free(lock)):
+    if expire(tx, lock) or (lock.queued and (rules.is_free(lock) or lock.not_before)):
         pass_on(tx, lock)
 
 

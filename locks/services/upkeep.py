@@ -28,7 +28,7 @@ promotions.append(
 promotions.append(f"update locks_hold set expires_at = {RENEWED} where session is null")
 # What somebody waits for and time has set free, by the partial index over contended locks: prompt and cheap.
 CONTENDED = """select id from locks_lock where queued > 0 and (expires_at <= clock_timestamp()
-    or (lock_id is null and used + shared = 0 and coalesce(not_before <= clock_timestamp(), true))) limit 200"""
+    or not_before <= clock_timestamp() or (lock_id is null and used + shared = 0 and not_before is null)) limit 200"""
 # The others only for the log's sake: who asks sees them free already. A scan, so it rests in proportion.
 FORGOTTEN = """select id from locks_lock
     where (lock_id is not null or used + shared > 0) and expires_at <= clock_timestamp() limit 200"""
