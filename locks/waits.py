@@ -1,10 +1,10 @@
 """Who waits for whom, and who waits for ever. Pure: a picture of the contended locks in, cycles out.
 
 A party is what waits and holds as one: a session; a caller without one, who holds nothing else that is known of,
-is a party of its own. A deadlock is found by letting everybody go on who can: a party whose claims all have room
-takes what it waits for, gives everything back and is gone. Whoever is left waits for ever (the reduction of a
-resource graph, Holt 1972); every one of them is on a cycle or behind one. Each claim is passed once, so the time is
-proportional to the claims and holds.
+is a party of its own. A deadlock is found by letting everybody go on who can: a request that is the first in all
+its queues and has room there is granted; a party that waits for nothing more gives everything back and is gone.
+Whoever is left waits for ever (the reduction of a resource graph, Holt 1972); every one of them is on a cycle or
+behind one. Each claim is passed once, so the time is proportional to the claims and holds.
 """
 
 from collections import deque
@@ -24,6 +24,7 @@ class Stake:
     ticket: int = 0  # of a claim
     since: float = 0.0  # of a claim: the youngest of a cycle is refused
     is_session: bool = False
+    request: str = ""  # of a claim: those that are granted together have the same
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +35,8 @@ class Contention:
     capacity: int
     holds: list[Stake] = field(default_factory=list)
     queue: list[Stake] = field(default_factory=list)
-    passed: int = 0  # claims at the head of the queue that have room, or whose parties are gone
+    passed: int = 0  # claims at the head of the queue that are granted, or whose parties are gone
+    is_ready: bool = False  # the next one has room, but its request waits elsewhere
     used: int = 0
     shared: int = 0
 
@@ -55,7 +57,9 @@ class Reduction:
 
     def __init__(self, locks: Iterable[Contention]) -> None:
         self.locks = list(locks)
-        self._open: dict[str, int] = {}  # a party's claims that have no room yet
+        self._requests: dict[str, list[Stake]] = {}
+        self._short: dict[str, int] = {}  # a request's claims that are not first, or have no room
+        self._open: dict[str, int] = {}  # a party's requests
         self._stakes: dict[str, list[Stake]] = {}
         for lock in self.locks:
             self._begin(lock)
@@ -68,21 +72,37 @@ class Reduction:
 
     def _begin(self, lock: Contention) -> None:
         lock.passed = lock.used = lock.shared = 0
+        lock.is_ready = False
         for hold in lock.holds:
             lock.add(hold)
             self._stakes.setdefault(hold.party, []).append(hold)
         for claim in lock.queue:
-            self._open[claim.party] = self._open.get(claim.party, 0) + 1
+            claims = self._requests.setdefault(claim.request, [])
+            claims.append(claim)
+            self._short[claim.request] = len(claims)
+            if len(claims) == 1:
+                self._open[claim.party] = self._open.get(claim.party, 0) + 1
 
     def _advance(self, lock: Contention) -> None:
-        while lock.passed < len(lock.queue) and lock.fits(lock.queue[lock.passed]):
-            claim = lock.queue[lock.passed]
-            lock.passed += 1
+        if lock.is_ready or lock.passed == len(lock.queue):
+            return
+        claim = lock.queue[lock.passed]
+        if lock.fits(claim):
+            lock.is_ready = True
+            self._short[claim.request] -= 1
+            if not self._short[claim.request]:
+                self._grant(claim)
+
+    def _grant(self, first: Stake) -> None:
+        for claim in self._requests[first.request]:
+            lock = claim.lock
+            lock.passed, lock.is_ready = lock.passed + 1, False
             lock.add(claim)
             self._stakes.setdefault(claim.party, []).append(claim)
-            self._open[claim.party] -= 1
-            if not self._open[claim.party]:
-                self._complete(claim.party)
+            self._todo.append(lock)
+        self._open[first.party] -= 1
+        if not self._open[first.party]:
+            self._complete(first.party)
 
     def _complete(self, party: str) -> None:
         for stake in self._stakes.pop(party, ()):
@@ -126,10 +146,10 @@ def way(came: dict[Stake, Stake | None], claim: Stake | None) -> list[Stake]:
 
 
 def claims_left(reduction: Reduction) -> dict[str, list[Stake]]:
-    """The claims that have no room, by their parties."""
+    """The claims that are not first or have no room, by their parties."""
     found: dict[str, list[Stake]] = {}
     for lock in reduction.locks:
-        for claim in lock.queue[lock.passed :]:
+        for claim in lock.queue[lock.passed + lock.is_ready :]:
             found.setdefault(claim.party, []).append(claim)
     return found
 

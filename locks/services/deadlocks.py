@@ -35,6 +35,9 @@ SUSPECTS = """select distinct split_part(c.id, '/', 1) from locks_claim c where 
         or exists (select from locks_hold h where h.session = c.session))"""
 
 
+ASKING = ""  # the request of who is about to queue up
+
+
 def refuse_deadlock(tx: Transaction, party: Sequence[Member]) -> None:
     """Before somebody queues: would it wait for itself? Only a session is known to be the same as another's holder.
 
@@ -47,7 +50,7 @@ def refuse_deadlock(tx: Transaction, party: Sequence[Member]) -> None:
     for lock, claim in party:
         found = picture.setdefault(lock.id, in_memory(tx, lock))
         about = (session, claim.owner, claim.mode, claim.permits, found, lock.last_ticket + 1)
-        found.queue.append(Stake(*about, since=tx.now.timestamp(), is_session=True))
+        found.queue.append(Stake(*about, since=tx.now.timestamp(), is_session=True, request=ASKING))
     if cycle := cycle_through(Reduction(picture.values()), session):
         raise Deadlock(in_words(cycle), key=party[0][0].name, cycle=told(cycle))
 
@@ -72,8 +75,9 @@ def picture(found: Iterable[Sequence[Any]]) -> dict[str, Contention]:
         key = address.partition("/")[2]
         lock = locks.setdefault(address, Contention(key, capacity))
         place = f"{key}#{number}" if is_claim else f"{key}@{number}"
-        party = session or (lead.partition("/")[2] if lead else place)
-        stake = Stake(party, owner, mode, permits, lock, number if is_claim else 0, since, bool(session))
+        request = lead.partition("/")[2] if lead else place
+        about = (session or request, owner, mode, permits, lock, number if is_claim else 0, since)
+        stake = Stake(*about, is_session=bool(session), request=request)
         (lock.queue if is_claim else lock.holds).append(stake)
     return locks
 
@@ -121,7 +125,8 @@ async def break_deadlocks() -> None:
         locks = picture(await rows(PICTURE.format("%s", "%s"), bounds(namespace)))
         call = Call(SYSTEM, await namespaces.get(namespace))
         for cycle in cycles(locks.values()):
-            youngest = max(cycle, key=lambda claim: (claim.since, claim.ticket))
+            claims = [claim for claim in cycle if claim.is_session]  # a caller without one holds nothing
+            youngest = max(claims, key=lambda claim: (claim.since, claim.ticket))
             name = f"{youngest.lock.key}#{youngest.ticket:015d}"
             await runtime.carry_out(break_deadlock, call, {"name": name})
 
