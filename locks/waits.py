@@ -173,7 +173,7 @@ def follow(
     while party not in path and party not in done:
         path[party] = claims[party][0]
         party = reduction.blockers(path[party])[0].party
-    done |= path.keys()
+    done.update(path)
     if party not in path:
         return None
     parties = list(path)
