@@ -80,6 +80,11 @@ class Members:
     addresses: list[str] = field(default_factory=list)
     complete: bool = False
 
+    def add(self, address: str) -> None:
+        """Once: two commands may have asked at the same time, one for the head and one for the whole."""
+        if not self.addresses or address > self.addresses[-1]:
+            self.addresses.append(address)
+
 
 class Needs(Exception):
     """The command must see more than was loaded; the engine loads that too and decides again."""
@@ -379,10 +384,10 @@ class Batch:
         def take() -> None:
             rows = loaded.rows()
             queue = self.queues.setdefault((head.model, head.owner), Members())
-            queue.complete = limit is None or len(rows) < limit
+            queue.complete |= limit is None or len(rows) < limit
             for row in rows:
                 instance: Any = kind.instance(row)
-                queue.addresses.append(instance.id)
+                queue.add(instance.id)
                 self.records.setdefault((head.model, instance.id), Record(kind, instance))
 
         return take
