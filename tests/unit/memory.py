@@ -90,9 +90,9 @@ class MemoryBatch(Batch):
             found = self.memory.between(head.model, head.after or f"{head.owner}#", f"{head.owner}$")
             found = found[: head.limit or None]
             queue = self.queues.setdefault((head.model, head.owner), Members())
-            queue.complete = not head.limit or len(found) < head.limit
+            queue.complete |= not head.limit or len(found) < head.limit
             for row in found:
-                queue.addresses.append(row["id"])
+                queue.add(row["id"])
                 self.records.setdefault((head.model, row["id"]), record(table(head.model), row))
 
         return take

@@ -751,6 +751,16 @@ def test_deadlock_behind_a_request_for_several_locks_is_refused() -> None:
     assert len(machine.requests) == 3
 
 
+def test_hold_that_two_commands_of_a_batch_look_for_at_once_ends_once() -> None:
+    """One wants all holders, the other the first few, to say who they are."""
+    machine = LockMachine()
+    machine.acquire("a", SHARED, ttl=1, wait=0, session=-1)
+    machine.together(size=2)
+    machine.force_release(delay=0.0, key="a")
+    machine.acquire("a", ONE, ttl=1, wait=0, session=-1)
+    assert machine.referee.hold_of("a", machine.requests[1])
+
+
 # -- operations that are broken, to see that they are found out --------------------------------------
 
 true_token, true_fits, true_held = rules.next_token, rules.fits, holds.held
