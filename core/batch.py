@@ -102,6 +102,10 @@ class Record:
         self.table, self.instance = kind, instance
         self.pristine = dict(instance.__dict__) if instance is not None else None
 
+    @property
+    def is_changed(self) -> bool:
+        return bool((self.instance and self.instance.__dict__) != self.pristine)
+
     def reset(self) -> None:
         if self.pristine is None:
             self.instance = None
@@ -194,6 +198,11 @@ class Transaction:
             if kind is model and record.instance is not None
         ]
         return found
+
+    def is_changed(self, model: type[Aggregate], address: str) -> bool:
+        """Does this batch change that aggregate?"""
+        record = self._batch.records.get((model, address))
+        return record is not None and record.is_changed
 
     def look(self, statement: str, *params: str) -> list[tuple[Any, ...]]:
         """What a statement ($1, $2 …) answers, without what this batch changes and without locking anything."""

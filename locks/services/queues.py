@@ -47,7 +47,10 @@ def pass_on(tx: Transaction, *locks: Lock) -> None:
                 break
             until = lease_of(tx, claim)
             if claim.session and until is None:
-                break  # its session is over, or about to be kept alive: whoever ends it goes on here
+                rules.delay(
+                    lock, tx.now
+                )  # its session is over, or about to be kept alive: the sweep looks again
+                break
             serve(tx, party, until)
             todo += [other for other, _ in party if other is not lock]
 

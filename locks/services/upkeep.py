@@ -26,9 +26,12 @@ promotions.append(
     f"update locks_lock set expires_at = {RENEWED} where lock_id is not null and session is null"
 )
 promotions.append(f"update locks_hold set expires_at = {RENEWED} where session is null")
-# What somebody waits for and time has set free, by the partial index over contended locks: prompt and cheap.
+# What somebody waits for and time has set free, by the partial index over contended locks: prompt and cheap. A free
+# lock whose first waiter waits for others too is passed on when one of those is.
 CONTENDED = """select id from locks_lock where queued > 0 and (expires_at <= clock_timestamp()
-    or not_before <= clock_timestamp() or (lock_id is null and used + shared = 0 and not_before is null)) limit 200"""
+    or not_before <= clock_timestamp() or (lock_id is null and used + shared = 0 and not_before is null
+        and (select lead is null from locks_claim c
+            where c.id > locks_lock.id || '#' and c.id < locks_lock.id || '$' order by c.id limit 1))) limit 200"""
 # The others only for the log's sake: who asks sees them free already. A scan, so it rests in proportion.
 FORGOTTEN = """select id from locks_lock
     where (lock_id is not null or used + shared > 0) and expires_at <= clock_timestamp() limit 200"""

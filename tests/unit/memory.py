@@ -197,15 +197,16 @@ def orphans(memory: Memory) -> Rows:
 
 
 def contended(memory: Memory) -> Rows:
-    return addresses(
-        row for row in memory.rows(Lock).values() if row["queued"] and is_moving(row, memory.now)
-    )
+    return addresses(row for row in memory.rows(Lock).values() if row["queued"] and is_moving(memory, row))
 
 
-def is_moving(row: Row, now: datetime) -> bool:
-    if any(at is not None and at <= now for at in (row["expires_at"], row["not_before"])):
+def is_moving(memory: Memory, row: Row) -> bool:
+    if any(at is not None and at <= memory.now for at in (row["expires_at"], row["not_before"])):
         return True
-    return row["lock_id"] is None and row["used"] + row["shared"] == 0 and row["not_before"] is None
+    if row["lock_id"] is not None or row["used"] + row["shared"] or row["not_before"] is not None:
+        return False
+    waiting = [claim for claim in memory.rows(Claim) if claim.startswith(row["id"] + "#")]
+    return bool(waiting) and memory.rows(Claim)[min(waiting)]["lead"] is None
 
 
 def forgotten(memory: Memory) -> Rows:
