@@ -270,7 +270,14 @@ UNFOLD = {
         "command_search": True,
         "navigation": [
             {"items": [{"title": "Now", "icon": "monitoring", "link": reverse_lazy("admin:index")}]},
-            {"title": "Coordination", "items": [page("Locks", "lock", "locks.lock")]},
+            {
+                "title": "Coordination",
+                "items": [
+                    page("Locks", "lock", "locks.lock"),
+                    page("Elections", "how_to_vote", "locks.election"),
+                    page("Sessions", "vital_signs", "core.session"),
+                ],
+            },
             {
                 "title": "Log",
                 "items": [

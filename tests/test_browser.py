@@ -105,3 +105,84 @@ def test_swagger_ui_works_offline(browser: Browser, served: Served, tmp_path: Pa
     keep(browser, "swagger.png", tmp_path)
     assert hosts(browser) == {f"127.0.0.1:{served.port}"}
     assert browser.said == []
+
+
+WIDE, NARROW = (1280, 900), (390, 844)
+OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
+CUT = """[...document.querySelectorAll('section table')].filter(table => table.offsetWidth > 0 &&
+    table.offsetWidth > table.parentElement.clientWidth + 1 &&
+    !['auto', 'scroll'].includes(getComputedStyle(table.parentElement.parentElement).overflowX)).length"""
+
+
+def size(browser: Browser, width: int, height: int) -> None:
+    browser.do(
+        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+    )  # fmt: skip
+
+
+def everything(lane: Lane) -> list[str]:
+    """Locks of every kind, an election and a session; the addresses of their pages."""
+    session = lane("sessions.open", owner="worker-eu-1", ttl_seconds=600, metadata={"pod": "worker-7f9c"})
+    about = {"owner": "worker-eu-1", "session_id": session["session_id"]}
+    lane("locks.acquire", key="gpu/pool", owner="train-1", capacity=10, permits=4, ttl_seconds=600)
+    lane("locks.acquire", key="gpu/pool", capacity=10, permits=3, metadata={"run": 17}, **about)
+    lane("locks.acquire", key="catalog", owner="an_owner_of_one_word_" * 6, mode="shared", metadata={
+        "a": "long_value" * 9})  # fmt: skip
+    for number in range(4):
+        lane("locks.acquire", key="catalog", owner=f"reader-{number}", mode="shared", ttl_seconds=600)
+    lane(
+        "elections.campaign",
+        name="primary",
+        candidate="node-1",
+        value={"at": "10.0.0.7:5432"},
+        ttl_seconds=600,
+    )
+    space, key = lane.namespace, f"{lane.namespace}_2F"
+    return [
+        "/admin/", f"/admin/locks/lock/?namespace={space}", f"/admin/locks/lock/{key}gpu_2Fpool/change/",
+        f"/admin/locks/lock/{key}catalog/change/", f"/admin/locks/election/?namespace={space}",
+        f"/admin/locks/election/{key}_24election_3Aprimary/change/", f"/admin/core/session/?namespace={space}",
+        f"/admin/core/session/{key}{session['session_id']}/change/",
+    ]  # fmt: skip
+
+
+def test_operators_pages_fit_every_screen(
+    browser: Browser, served: Served, locks: Lane, settings: Any, tmp_path: Path
+) -> None:
+    settings.DEV = True
+    addresses = everything(locks)
+    settings.DEV = False
+    for number, address in enumerate(addresses):
+        for width, height in (WIDE, NARROW):
+            size(browser, width, height)
+            browser.open(f"http://127.0.0.1:{served.port}{address}")
+            browser.until(f"location.href.endsWith({address!r}) && document.readyState == 'complete'")
+            browser.until("!!document.querySelector('#now, #pages, section.panel')")
+            assert browser.evaluate(OVERFLOW) <= 0, f"{address} at {width}"
+            assert browser.evaluate(CUT) == 0, f"{address} at {width}: a table is cut"
+            browser.picture(tmp_path / f"{number}-{width}.png")
+    assert hosts(browser) == {f"127.0.0.1:{served.port}"}
+    assert browser.said == []
+
+
+def test_an_operator_force_releases_a_lock(
+    browser: Browser, served: Served, locks: Lane, tmp_path: Path
+) -> None:
+    address = f"/admin/locks/lock/{locks.namespace}_2Fjobs_2F1/change/"
+    browser.open(f"http://127.0.0.1:{served.port}{address}")
+    browser.until("!!document.querySelector('#actions button')")
+    browser.evaluate("document.querySelector('#actions button').click()")
+    browser.until("!!document.querySelector('#confirm [name=reason]')")
+    browser.evaluate("document.querySelector('#confirm button').click()")  # the browser asks for the reason
+    time.sleep(0.5)
+    browser.until("!!document.querySelector('#confirm [name=reason]')")
+    browser.evaluate("document.querySelector('#confirm [name=reason]').value = 'its node is gone'")
+    browser.evaluate("document.querySelector('#confirm [name=lock_delay_seconds]').value = '30'")
+    browser.evaluate("document.querySelector('#confirm button').click()")
+    browser.until(f"location.pathname == {address!r} && document.body.innerText.includes('1 done')")
+    keep(browser, "force-release.png", tmp_path)
+    shown = browser.evaluate("document.body.innerText").lower()
+    assert "delayed" in shown
+    assert "its node is gone" in shown
+    assert f"user:ada-{locks.namespace}" in shown
+    assert browser.said == []

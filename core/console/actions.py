@@ -1,52 +1,51 @@
 """Operations as the admin's actions: confirmed, carried out for the admin's user, told of in a message."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from os import urandom
 from typing import Any
 
 from django import forms
 from django.contrib import messages
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.urls import reverse
 from unfold.widgets import UnfoldAdminTextInputWidget
 
 from core import callers
 from core.callers import Call
-from core.console.records import PAGE
+from core.console.records import PAGE, url_of
 from core.console.rights import caller_of
-from core.errors import SyrosError
+from core.errors import Invalid, SyrosError
 from core.models import Namespace
 from core.operations import Operation, registry
 from core.runtime import runtime
 
-Action = Callable[[Any, HttpRequest, QuerySet[Any]], TemplateResponse | None]
+Action = Callable[[Any, HttpRequest, QuerySet[Any]], HttpResponse | None]
 
 
-def each(name: str, **given: str) -> Action:
+def each(name: str, /, **given: str) -> Action:
     """An admin action: the operation of this name, for every selected row, after the user has confirmed it.
 
     Parameters: `given` maps the operation's parameters to attributes of the row. The rest is asked for on the
     page of confirmation, e.g. a `reason`.
     """
 
-    def action(page: Any, request: HttpRequest, queryset: QuerySet[Any]) -> TemplateResponse | None:
+    def action(page: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
         operation = registry[name]
         # What is ticked, whatever `select_across` says: nobody confirms what was not shown.
         rows = list(queryset.filter(pk__in=request.POST.getlist("_selected_action")[:PAGE]))
+        page.complete(rows)
         form = questions(operation, given, request.POST if "confirmed" in request.POST else None)
-        if not form.is_valid():
-            return confirmation(page, request, operation, action, rows, form)
-        answers = {key: value for key, value in form.cleaned_data.items() if value != ""}
-        done = sum(
-            carry_out(
-                request, operation, row, {**answers, **{key: getattr(row, at) for key, at in given.items()}}
-            )
-            for row in rows
-        )
+        back = where_from(page, request, rows)
+        if not form.is_valid() or not all(
+            takes(operation, form, params_of(form, row, given)) for row in rows
+        ):
+            return confirmation(page, request, operation, action, rows, form, back)
+        done = sum(carry_out(request, operation, row, params_of(form, row, given)) for row in rows)
         if done:
             messages.success(request, f"{operation.name}: {done} done.")
-        return None
+        return HttpResponseRedirect(back) if "from_page" in request.POST else None
 
     verb = name.rpartition(".")[2].replace("_", " ").capitalize()
     action.__name__ = name.replace(".", "_")
@@ -67,8 +66,39 @@ def questions(operation: Operation, given: Iterable[str], data: Any) -> forms.Fo
     return form
 
 
+def params_of(form: forms.Form, row: Any, given: Mapping[str, str]) -> dict[str, Any]:
+    """What was answered, and what the row gives."""
+    answers = {key: value for key, value in form.cleaned_data.items() if value != ""}
+    return {**answers, **{key: getattr(row, attribute) for key, attribute in given.items()}}
+
+
+def takes(operation: Operation, form: forms.Form, params: dict[str, Any]) -> bool:
+    """Whether the operation takes these parameters; beside the fields stands what it does not."""
+    try:
+        operation.parse(params, strict=False)
+    except Invalid as error:
+        for problem in error.extra["errors"]:
+            name = problem["pointer"].removeprefix("/")
+            form.add_error(name if name in form.fields else None, f"{problem['detail']} ({problem['code']})")
+        return False
+    return True
+
+
+def where_from(page: Any, request: HttpRequest, rows: list[Any]) -> str:
+    """The page of the one record, or the list, on which the action was chosen."""
+    if "from_page" in request.POST and rows:
+        return url_of(page.model, rows[0].pk)
+    return reverse(f"admin:{page.opts.app_label}_{page.opts.model_name}_changelist")
+
+
 def confirmation(
-    page: Any, request: HttpRequest, operation: Operation, action: Any, rows: list[Any], form: forms.Form
+    page: Any,
+    request: HttpRequest,
+    operation: Operation,
+    action: Any,
+    rows: list[Any],
+    form: forms.Form,
+    back: str,
 ) -> TemplateResponse:
     context = {
         **page.admin_site.each_context(request),
@@ -79,6 +109,8 @@ def confirmation(
         "verb": action.short_description,
         "rows": [(row.pk, page.name_of(row)) for row in rows],
         "form": form,
+        "back": back,
+        "from_page": "from_page" in request.POST,
     }
     return TemplateResponse(request, "admin/confirm.html", context)
 

@@ -14,6 +14,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
 MOST_JSON = 100_000  # characters of one value on a page
+NBSP = "\u00a0"  # a length of time is not broken at the end of a line
+MOST_BRIEF = 60  # of one in a line of a table
 # As styles: Unfold's stylesheet has no classes for these.
 JSON_STYLE = "font-family: ui-monospace, monospace; max-height: 32rem; white-space: pre-wrap"
 
@@ -35,13 +37,13 @@ def span(seconds: timedelta | float) -> str:
     if left < 0:
         return f"-{span(-left)}"
     if left < 60:
-        return f"{left:.1f} s"
+        return f"{left:.1f}{NBSP}s"
     parts = []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, left = divmod(left, size)
-        parts.append(f"{int(count)} {unit}" if count else "")
+        parts.append(f"{int(count)}{NBSP}{unit}" if count else "")
     first = next(index for index, part in enumerate(parts) if part)
-    return " ".join(part for part in parts[first : first + 2] if part)
+    return NBSP.join(part for part in parts[first : first + 2] if part)
 
 
 @lru_cache(maxsize=256)
@@ -60,13 +62,21 @@ def pretty(text: str | None) -> SafeString:
         return mark_safe("-")
     shown = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     rest = len(shown) - MOST_JSON
-    more = f"\n… {rest:,} more characters: read the event over the API." if rest > 0 else ""
+    more = f"\n… {rest:,} more characters: read them over the API." if rest > 0 else ""
     return format_html(
         '<pre class="leading-relaxed overflow-auto text-xs" style="{}">{}{}</pre>',
         JSON_STYLE,
         shown[:MOST_JSON],
         more,
     )
+
+
+def brief(text: str | None, most: int = MOST_BRIEF) -> str:
+    """Stored JSON in a line of a table: its beginning, and more of it under the pointer."""
+    if not text or text in {"{}", "null"}:
+        return "-"
+    shown = text if len(text) <= most else f"{text[:most]}…"
+    return format_html('<code class="text-xs" title="{}">{}</code>', text[: 20 * MOST_BRIEF], shown)
 
 
 def instant(name: str, title: str | None = None) -> Callable[[Any], str]:

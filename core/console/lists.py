@@ -59,7 +59,9 @@ class Keyset(ChangeList):  # type: ignore[misc]
             if backwards:
                 queryset = queryset.reverse()
             with limited(reading.LIST_SECONDS):
-                return list(queryset[: self.list_per_page + 1])
+                rows = list(queryset[: self.list_per_page + 1])
+                self.model_admin.complete(rows)
+                return rows
         except ValueError as error:
             raise IncorrectLookupParameters(error) from error
         except TooSlow:

@@ -29,6 +29,7 @@ class Panel:
     rows: list[list[Any]] = field(default_factory=list)
     empty: str = "Nothing."
     link: str = ""
+    note: str = ""
 
     @property
     def table(self) -> dict[str, Any]:
@@ -74,7 +75,13 @@ class RecordAdmin(ModelAdmin):  # type: ignore[misc]
         return found
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        return None if "\0" in object_id else super().get_object(request, object_id, from_field)
+        row = None if "\0" in object_id else super().get_object(request, object_id, from_field)
+        if row is not None:
+            self.complete([row])
+        return row
+
+    def complete(self, rows: list[Any]) -> None:
+        """Read what the rows do not have themselves, in one statement for all."""
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
         """Only the list's own filters: by `?lock_id__startswith=` a secret could be guessed letter by letter."""
