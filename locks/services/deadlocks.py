@@ -30,9 +30,9 @@ union all (select l.id, l.capacity, true, c.session, c.lead, c.owner, c.mode, c.
     extract(epoch from c.since)::float8
     from contended l join locks_claim c on c.id > l.id || '#' and c.id < l.id || '$' order by c.id)"""
 # Namespaces where a session waits while it holds something.
-SUSPECTS = """select distinct split_part(c.id, '/', 1) from locks_claim c where c.session is not null
-    and (exists (select from locks_lock l where l.session = c.session and l.queued > 0)
-        or exists (select from locks_hold h where h.session = c.session))"""
+SUSPECTS = """select distinct split_part(c.id, '/', 1) from locks_claim c cross join lateral (
+    (select 1 from locks_lock l where l.session = c.session and l.queued > 0 limit 1)
+    union all (select 1 from locks_hold h where h.session = c.session limit 1)) held where c.session is not null"""
 
 
 ASKING = ""  # the request of who is about to queue up
