@@ -147,6 +147,15 @@ class Transaction:
         found: Model | None = record.instance
         return found
 
+    def known(self, model: type[Model], address: str) -> Model:
+        """The aggregate that another one points to. One that is missing was made by another process since this
+        batch looked for it: there was no row to lock then, so it is looked for once more."""
+        found = self.at(model, address)
+        if found is None and (model, address) not in self._batch.sought:
+            raise Needs((model, address))
+        assert found is not None
+        return found
+
     def add(self, model: type[Model], name: str, **values: Any) -> Model:
         """A new aggregate, stored with the batch."""
         return self.add_at(model, f"{self.call.namespace.name}/{name}", **values)
@@ -261,6 +270,7 @@ class Batch:
         self.queues: dict[Key, Members] = {}
         self.looks: dict[Look, list[tuple[Any, ...]]] = {}
         self.joined: dict[Key, dict[str, None]] = {}
+        self.sought: set[Any] = set()  # loaded a second time
         self.events: dict[Named, Entry | None] = {}
         self.appended: dict[Named, Entry] = {}  # in this batch
         self.entries: list[Entry] = []
@@ -321,6 +331,7 @@ class Batch:
     def load(self, needs: set[Any]) -> None:
         """Load what commands turned out to need. A row that comes before one that is locked already is not locked
         after it: then everything starts over, in order, so that two processes never wait in a circle."""
+        self.sought |= needs & self.records.keys()
         is_late = any(place < self._last_locked for place in places_of(needs))
         if is_late and self._restarts < RESTARTS:
             self._start_over(needs)

@@ -320,3 +320,35 @@ def test_a_reader_in_one_process_hears_promptly_of_what_the_other_wrote(pair: Pa
             assert max(took) < PROMPT + 1, took
 
     run(story())
+
+
+def test_a_lock_that_was_made_while_a_batch_waited_is_seen_by_it(pair: Pair) -> None:
+    """Two locks are wanted at once, of which one is new; who gives back the other has looked for the new one before
+    it was there."""
+
+    async def story() -> None:
+        async with through_both(pair, 3) as ((a, a2, a3), (b, b2, _)):
+            held = await acquire(b, "k1", "holder", ttl_seconds=60)
+            await acquire(b, "busy", "other", ttl_seconds=60)
+            with row_locked(pair, "busy") as let_busy_go, row_locked(pair, "k1") as let_go:
+                first = asyncio.create_task(acquire(a, "busy", "first"))
+                await blocked(pair, 1)  # now both requests that come next are one batch
+                asked = [
+                    asyncio.create_task(release(a2, held)),
+                    asyncio.create_task(a3.call("POST", "locks/new/release", {"lock_id": "none"})),
+                ]
+                both = {"owner": "both", "keys": ["k1", "new"], "wait_seconds": 30}
+                waiting = asyncio.create_task(b2.call("POST", "locks/acquire-many", both))
+                await blocked(pair, 2)
+                await asyncio.sleep(0.1)
+                let_busy_go()
+                assert (await first).code == "lock_held"
+                await blocked(pair, 2)
+                let_go()
+                released, refused = await asyncio.gather(*asked)
+            assert (released.status, released.code) == (200, "")
+            assert (refused.status, refused.code) == (409, "lock_not_held")
+            granted = await asyncio.wait_for(waiting, 5)
+            assert [grant["key"] for grant in granted["grants"]] == ["k1", "new"]
+
+    run(story())
