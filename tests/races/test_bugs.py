@@ -1,0 +1,52 @@
+"""Would the histories tell? Bugs are planted in a serving process, and each has to be found."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from tests.races.bugs import BUGS
+from tests.races.client import Client
+from tests.races.histories import Violation
+from tests.races.lockers import Locker, Recorder, check, keys
+from tests.races.processes import Syros, environment, migrate, new_namespace, run
+from tests.servers import WORKER, database
+
+ACQUISITIONS = 300
+SECONDS = 10.0  # after which it is enough: some bugs leave a lock to nobody
+PATIENCE = 7.0  # seconds in which everything has to be over, and written down
+
+
+async def race(port: int, namespace: str) -> str:
+    """What is wrong; empty if nothing is found."""
+    recorder = Recorder(ACQUISITIONS, keys(2), SECONDS)
+    lockers = [
+        Locker(f"c{n}", [Client(port, namespace)], recorder, 1, wait_seconds=1, ttl_seconds=2, idleness=5)
+        for n in range(12)
+    ]
+    await asyncio.gather(*(locker.work() for locker in lockers))
+    try:
+        async with Client(port, namespace) as client:
+            await check(client, recorder, patience=PATIENCE)
+    except Violation as violation:
+        return str(violation)
+    return ""
+
+
+def test_each_bug_is_found_and_where_there_is_none_nothing(tmp_path: Path) -> None:
+    url = database(f"syros_bugs_{WORKER}")
+    environ = environment(url, os.environ["SYROS_TEST_REDIS_URL"], tmp_path)
+    migrate(environ)
+    syros = Syros(environ, "buggy", manage=[sys.executable, "-m", "tests.races.bugs"])
+    names = [*BUGS, "none"]
+
+    async def story() -> list[str]:
+        return await asyncio.gather(*(race(syros.port, new_namespace(url, name)) for name in names))
+
+    try:
+        syros.start()
+        found = dict(zip(names, run(story()), strict=True))
+    finally:
+        syros.end()
+    assert found.pop("none") == ""
+    assert all(found.values()), found
