@@ -77,7 +77,7 @@ class Named:
 class Members:
     """What is known of a queue: ids in order, and whether there are more in the database."""
 
-    addresses: list[str] = field(default_factory=list)
+    addresses: dict[str, None] = field(default_factory=dict)
     complete: bool = False
 
 
@@ -295,7 +295,7 @@ class Batch:
             raise Needs(Head(model, owner, "", limit))
         yield from queue.addresses
         if not queue.complete:
-            raise Needs(Head(model, owner, queue.addresses[-1], limit and len(queue.addresses)))
+            raise Needs(Head(model, owner, next(reversed(queue.addresses)), limit and len(queue.addresses)))
         yield from list(self.joined.get((model, owner), ()))
 
     def look(self, look: Look) -> list[tuple[Any, ...]]:
@@ -390,10 +390,10 @@ class Batch:
         def take() -> None:
             rows = loaded.rows()
             queue = self.queues.setdefault((head.model, head.owner), Members())
-            queue.complete = limit is None or len(rows) < limit
+            queue.complete |= limit is None or len(rows) < limit
             for row in rows:
                 instance: Any = kind.instance(row)
-                queue.addresses.append(instance.id)
+                queue.addresses[instance.id] = None  # two commands may want the same queue, in part and whole
                 self.records.setdefault((head.model, instance.id), Record(kind, instance))
 
         return take
