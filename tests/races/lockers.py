@@ -240,8 +240,7 @@ class Locker:
 
     async def give_back_too_late(self) -> None:
         holds = await self.take(wait_seconds=self.wait_seconds, ttl_seconds=SHORT_TTL)
-        if holds:
-            await asyncio.sleep(SHORT_TTL * self.random.uniform(0.9, 1.5))
+        await self.sleep_through(holds)
         await self.give_back(holds)
 
     async def keep_and_give_back(self) -> None:
@@ -250,9 +249,14 @@ class Locker:
 
     async def keep_too_late(self) -> None:
         holds = await self.take(wait_seconds=self.wait_seconds, ttl_seconds=SHORT_TTL)
-        if holds:
-            await asyncio.sleep(SHORT_TTL * self.random.uniform(0.9, 2))
+        await self.sleep_through(holds)
         await self.give_back([hold for hold in holds if await self.renew(hold, self.ttl_seconds)])
+
+    async def sleep_through(self, holds: Sequence[Hold]) -> None:
+        """About as long as they last."""
+        if holds:
+            left = holds[0].expires_at - time.time()
+            await asyncio.sleep(max(0.0, left + self.random.uniform(-0.02, 0.04)))
 
     async def wait_and_hang_up(self) -> None:
         # A grant that is on the wire in that very moment is lost for its TTL: so a short one.

@@ -13,15 +13,16 @@ from tests.races.processes import Syros, environment, migrate, new_namespace, ru
 from tests.servers import WORKER, database
 
 ACQUISITIONS = 300
-SECONDS = 10.0  # after which it is enough: some bugs leave a lock to nobody
+SECONDS = 6.0  # after which it is enough: some bugs leave a lock to nobody
 PATIENCE = 7.0  # seconds in which everything has to be over, and written down
+ROUNDS = 5  # a slow machine gets through few acquisitions in one
 
 
-async def race(port: int, namespace: str) -> str:
+async def race(port: int, namespace: str, seed: int) -> str:
     """What is wrong; empty if nothing is found."""
     recorder = Recorder(ACQUISITIONS, keys(2), SECONDS)
     lockers = [
-        Locker(f"c{n}", [Client(port, namespace)], recorder, 1, wait_seconds=1, ttl_seconds=2, idleness=5)
+        Locker(f"c{n}", [Client(port, namespace)], recorder, seed, wait_seconds=1, ttl_seconds=2, idleness=8)
         for n in range(12)
     ]
     await asyncio.gather(*(locker.work() for locker in lockers))
@@ -38,15 +39,20 @@ def test_each_bug_is_found_and_where_there_is_none_nothing(tmp_path: Path) -> No
     environ = environment(url, os.environ["SYROS_TEST_REDIS_URL"], tmp_path)
     migrate(environ)
     syros = Syros(environ, "buggy", manage=[sys.executable, "-m", "tests.races.bugs"])
-    names = [*BUGS, "none"]
+
+    async def search(name: str) -> str:
+        for seed in range(ROUNDS if name in BUGS else 1):
+            if found := await race(syros.port, new_namespace(url, name), seed):
+                return found
+        return ""
 
     async def story() -> list[str]:
-        return await asyncio.gather(*(race(syros.port, new_namespace(url, name)) for name in names))
+        return await asyncio.gather(*(search(name) for name in [*BUGS, "none"]))
 
     try:
         syros.start()
-        found = dict(zip(names, run(story()), strict=True))
+        *found, nothing = run(story())
     finally:
         syros.end()
-    assert found.pop("none") == ""
-    assert all(found.values()), found
+    assert [bug for bug, what in zip(BUGS, found, strict=True) if not what] == []
+    assert nothing == ""

@@ -31,7 +31,7 @@ async def check_pair(pair: Pair, recorder: Recorder) -> None:
 
 def test_two_processes_and_sixty_four_clients_on_few_keys(pair: Pair) -> None:
     async def story() -> None:
-        recorder = await race(pair, 2_500, seed=1)
+        recorder = await race(pair, 1_500, seed=1)
         await check_pair(pair, recorder)
         check_all_happened(recorder)
 
