@@ -418,29 +418,32 @@ def check_endings(
             ended = lock.endings.get(token)
             require(ended, f"{name} has not ended")
             assert ended
+            extended = sum(window.end - window.start for window in extensions if window.end >= granted.at)
             latest = max(granted.expires_at, sessions.get(granted.session or "", 0.0))
             if hold:
                 latest = max(latest, hold.expires_at, hold.latest)
-                check_ending(name, hold, ended, extensions)
+                check_ending(name, hold, ended, extended)
             else:
                 excused = ended.over_at <= untold.get(granted.owner, 0.0) and ended.how != "released"
                 require(excused, f"{name} is known to nobody, and ended: {ended.how}")
-            latest += sum(window.end - window.start for window in extensions if window.end >= granted.at)
+            latest += extended
             if granted.session:
                 latest += PROMPT  # a session holds until its end is noticed
             late = ended.over_at - latest
             require(late <= SLACK, f"{name} lasted {late:.3f} s longer than its time")
 
 
-def check_ending(name: str, hold: Hold, ended: Ended, extensions: Sequence[Window]) -> None:
+def check_ending(name: str, hold: Hold, ended: Ended, extended: float) -> None:
     if ended.how in {"released", "session_closed"}:
         require(hold.given_back_at is not None, f"{name} was {ended.how}, but not by its holder")
     require(ended.how != "client_gone", f"{name} was taken back, although its client was told")
     if ended.expired_at is not None:
         require(ended.expired_at + SLACK >= hold.expires_at, f"{name} expired before its time")
     if hold.refused_at is not None:
-        require(ended.over_at <= hold.refused_at + SLACK, f"{name} was refused while it was held")
-    extended = any(window.end >= hold.acquired_at for window in extensions)
+        # One that had just run out when the database went away is extended too, although its holder was refused.
+        over_at = ended.over_at if ended.expired_at is None else ended.expired_at - extended
+        text = f"{name} was refused while it was held: {hold}, {ended}, leases extended by {extended:.1f} s"
+        require(over_at <= hold.refused_at + SLACK, text)
     require(hold.revived_at is None or extended, f"{name} was over, and a renewal revived it")
 
 
