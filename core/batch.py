@@ -77,13 +77,8 @@ class Named:
 class Members:
     """What is known of a queue: ids in order, and whether there are more in the database."""
 
-    addresses: list[str] = field(default_factory=list)
+    addresses: dict[str, None] = field(default_factory=dict)
     complete: bool = False
-
-    def add(self, address: str) -> None:
-        """Once: two commands may have asked at the same time, one for the head and one for the whole."""
-        if not self.addresses or address > self.addresses[-1]:
-            self.addresses.append(address)
 
 
 class Needs(Exception):
@@ -154,6 +149,15 @@ class Transaction:
             instance = record.instance
             self._undo[key] = (instance, None if instance is None else dict(instance.__dict__))
         found: Model | None = record.instance
+        return found
+
+    def known(self, model: type[Model], address: str) -> Model:
+        """The aggregate that another one points to. One that is missing was made by another process since this
+        batch looked for it: there was no row to lock then, so it is looked for once more."""
+        found = self.at(model, address)
+        if found is None and (model, address) not in self._batch.sought:
+            raise Needs((model, address))
+        assert found is not None
         return found
 
     def add(self, model: type[Model], name: str, **values: Any) -> Model:
@@ -275,6 +279,7 @@ class Batch:
         self.queues: dict[Key, Members] = {}
         self.looks: dict[Look, list[tuple[Any, ...]]] = {}
         self.joined: dict[Key, dict[str, None]] = {}
+        self.sought: set[Any] = set()  # loaded a second time
         self.events: dict[Named, Entry | None] = {}
         self.appended: dict[Named, Entry] = {}  # in this batch
         self.entries: list[Entry] = []
@@ -299,7 +304,7 @@ class Batch:
             raise Needs(Head(model, owner, "", limit))
         yield from queue.addresses
         if not queue.complete:
-            raise Needs(Head(model, owner, queue.addresses[-1], limit and len(queue.addresses)))
+            raise Needs(Head(model, owner, next(reversed(queue.addresses)), limit and len(queue.addresses)))
         yield from list(self.joined.get((model, owner), ()))
 
     def look(self, look: Look) -> list[tuple[Any, ...]]:
@@ -335,6 +340,7 @@ class Batch:
     def load(self, needs: set[Any]) -> None:
         """Load what commands turned out to need. A row that comes before one that is locked already is not locked
         after it: then everything starts over, in order, so that two processes never wait in a circle."""
+        self.sought |= needs & self.records.keys()
         is_late = any(place < self._last_locked for place in places_of(needs))
         if is_late and self._restarts < RESTARTS:
             self._start_over(needs)
@@ -396,7 +402,7 @@ class Batch:
             queue.complete |= limit is None or len(rows) < limit
             for row in rows:
                 instance: Any = kind.instance(row)
-                queue.add(instance.id)
+                queue.addresses[instance.id] = None  # two commands may want the same queue, in part and whole
                 self.records.setdefault((head.model, instance.id), Record(kind, instance))
 
         return take

@@ -94,7 +94,7 @@ class Pipeline:
         Raises: psycopg.OperationalError.
         """
         self._poll.register(self._pg.socket, select.POLLIN)
-        if self._poll.poll(0):
+        while self._poll.poll(0):  # its last words come before the end of the connection
             self._pg.consume_input()
 
     def load(self, result: Any) -> list[tuple[Any, ...]]:

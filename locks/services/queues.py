@@ -135,26 +135,17 @@ def party_of(tx: Transaction, claim: Claim) -> list[Member]:
     """The claim, and those that it is granted with: all or nothing. Any of their locks guards all of them."""
     if claim.lead is None:
         return [(lock_of(tx, claim.id), claim)]
-    lead = tx.at(Claim, claim.lead)
-    assert lead is not None
+    lead = tx.known(Claim, claim.lead)
     assert lead.others is not None
     ids = [lead.id, *decode(lead.others)]
     tx.load(*((Lock, address.partition("#")[0]) for address in ids))
     tx.load(*((Claim, address) for address in ids))
-    return [(lock_of(tx, address), claim_at(tx, address)) for address in ids]
+    return [(lock_of(tx, address), tx.known(Claim, address)) for address in ids]
 
 
 def lock_of(tx: Transaction, address: str) -> Lock:
     """The lock of a claim or a hold."""
-    lock = tx.at(Lock, address.partition("#")[0])
-    assert lock is not None
-    return lock
-
-
-def claim_at(tx: Transaction, address: str) -> Claim:
-    claim = tx.at(Claim, address)
-    assert claim is not None
-    return claim
+    return tx.known(Lock, address.partition("#")[0])
 
 
 # -- what is done ------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +19,7 @@ from tests.races.histories import (
     check_log,
     check_once,
     check_written,
+    seconds,
 )
 from tests.races.processes import Syros
 
@@ -107,8 +107,11 @@ class Load:
                 await self.hold_and_give_back(process, client, reply)
 
     async def hold_and_give_back(self, process: Syros, client: Client, grant: Reply) -> None:
-        expires_at = datetime.fromisoformat(grant["expires_at"]).timestamp()
-        hold = Hold(grant["key"], grant["owner"], grant["fencing_token"], time.time(), expires_at)
+        expires_at = seconds(grant["expires_at"])
+        hold = Hold(
+            grant["key"], grant["owner"], grant["fencing_token"], time.time(), expires_at,
+            acquired_at=seconds(grant["acquired_at"]),
+        )  # fmt: skip
         self.holds.append(hold)
         await asyncio.sleep(0.002)
         hold.given_back_at = time.time()

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import signal
+import sys
 import time
 from datetime import datetime
 from typing import Any
@@ -97,6 +98,74 @@ def test_waiters_of_a_killed_process_are_skipped(couple: Couple) -> None:
         (gone,) = [event["data"] for event in events if event["event_type"] == "lock.withdrawn"]
         assert (gone["owner"], gone["reason"]) == ("lost", "process_gone")
         await asyncio.gather(lost, return_exceptions=True)
+
+    run(story())
+
+
+ASKING = """import socket, sys, time
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    body = b'{"key": "k", "owner": "gone", "wait_seconds": 60}'
+    head = f"POST /api/v1/locks HTTP/1.1\\r\\nHost: localhost\\r\\nSyros-Namespace: {sys.argv[2]}\\r\\n"
+    head += "Content-Type: application/json\\r\\n"
+    connection.sendall(f"{head}Content-Length: {len(body)}\\r\\n\\r\\n".encode() + body)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["hangs up", "is killed"])
+def test_a_waiter_whose_client_vanishes_leaves_the_queue(couple: Couple, how: str) -> None:
+    async def story() -> None:
+        async with couple.client(couple.a) as waiter, couple.client(couple.b) as b:
+            await acquire(b, "holder", ttl_seconds=60)
+            if how == "is killed":
+                command = [sys.executable, "-c", ASKING, str(couple.a.port), couple.namespace]
+                vanish = (await asyncio.create_subprocess_exec(*command)).kill
+            else:
+                await waiter.send("POST", "locks", {"key": "k", "owner": "gone", "wait_seconds": 60})
+                vanish = waiter.hang_up
+            await waits(b, "gone")
+            vanish()
+            await eventually(lambda: is_as_long(b, 0), 2)
+
+    run(story())
+
+
+async def is_as_long(client: Client, length: int) -> bool:
+    return bool((await client.call("GET", "locks/k"))["queue_length"] == length)
+
+
+def test_a_thousand_waiters_of_a_killed_process_are_skipped(couple: Couple) -> None:
+    """Twenty of another process stand between them, and go on in order."""
+    crowd, others = 50, 20  # before each of the others stands a crowd
+
+    async def story() -> None:
+        gone = [couple.client(couple.a) for _ in range(crowd * others)]
+        waiting: list[asyncio.Task[None]] = []
+        async with couple.client(couple.b) as b:
+            held = await acquire(b, "holder", ttl_seconds=60)
+            for number in range(others):
+                ahead = gone[number * crowd : (number + 1) * crowd]
+                request = {"key": "k", "owner": "gone", "wait_seconds": 120, "ttl_seconds": 60}
+                await asyncio.gather(*(client.send("POST", "locks", request) for client in ahead))
+                await eventually(lambda: is_as_long(b, (number + 1) * crowd + number))  # noqa: B023
+                waiting.append(asyncio.create_task(take_turn(couple, number)))
+                await eventually(lambda: is_as_long(b, (number + 1) * (crowd + 1)))  # noqa: B023
+            await asyncio.to_thread(couple.a.kill)
+            await eventually(lambda: is_as_long(b, others), 4 + BUSY)
+            await b.call("POST", "locks/k/release", {"lock_id": held["lock_id"]})
+            assert served == []
+            await asyncio.gather(*waiting)
+            assert served == list(range(others))
+        for client in gone:
+            client.hang_up()
+
+    served: list[int] = []
+
+    async def take_turn(couple: Couple, number: int) -> None:
+        async with couple.client(couple.b) as client:
+            grant = await acquire(client, f"other{number}", wait_seconds=120)
+            served.append(number)
+            await client.call("POST", "locks/k/release", {"lock_id": grant["lock_id"]})
 
     run(story())
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -74,9 +74,15 @@ class Syros:
     """One `manage.py serve`. `name` is that of its log, `<var>/<name>.log`."""
 
     def __init__(
-        self, environ: dict[str, str], name: str = "a", *, role: str | None = "web", workers: int = 1
+        self,
+        environ: dict[str, str],
+        name: str = "a",
+        *,
+        role: str | None = "web",
+        workers: int = 1,
+        manage: Sequence[str] = MANAGE,
     ) -> None:
-        self.environ, self.name = environ, name
+        self.environ, self.name, self.manage = environ, name, manage
         self.role = [*([role] if role else []), "--workers", str(workers)]
         self.port, self.ws_port, self.grpc_port = free_port(), free_port(), free_port()
         self.log = Path(environ["SYROS_VAR"]) / f"{name}.log"
@@ -90,7 +96,7 @@ class Syros:
     def spawn(self) -> "Syros":
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*MANAGE, "serve", *self.role, *self.address],
+                [*self.manage, "serve", *self.role, *self.address],
                 cwd=ROOT, env=self.environ, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         return self
@@ -178,9 +184,9 @@ def serving(environ: dict[str, str], *names: str) -> Iterator[list[Syros]]:
             process.end()
 
 
-def new_namespace(database_url: str) -> str:
+def new_namespace(database_url: str, prefix: str = "n") -> str:
     """A namespace of its own for a test: its log begins at position 1."""
-    name = f"n{uuid4().hex[:12]}"
+    name = f"{prefix.replace('_', '-')}-{uuid4().hex[:12]}"
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("insert into syros.core_namespace (name, floor) values (%s, 0)", [name])
     return name

@@ -1,6 +1,7 @@
 """The checkers find what they are there to find: each is given a sound history, and then a broken one."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -8,25 +9,34 @@ import pytest
 from tests.races.histories import (
     Hold,
     Violation,
+    Window,
     Written,
     check_agreement,
+    check_endings,
     check_holds,
     check_lock_log,
     check_log,
     check_once,
     check_seen,
     check_written,
+    mind_force,
 )
 
 Event = dict[str, Any]
+START = 1_800_000_000.0  # seconds since 1970
+
+
+def hold(key: str, owner: str, token: int, *, told_at: float, **more: Any) -> Hold:
+    """Told as soon as it was acquired, if nothing else is said."""
+    return Hold(key, owner, token, told_at, **{"acquired_at": told_at, **more})
 
 
 def holds() -> list[Hold]:
     return [
-        Hold("k", "alice", 11, told_at=1.0, expires_at=31.0, given_back_at=2.0, released=True),
-        Hold("k", "bob", 12, told_at=2.1, expires_at=3.0),
-        Hold("other", "carol", 5, told_at=2.2, expires_at=32.0, given_back_at=9.0, released=True),
-        Hold("k", "dave", 13, told_at=3.1, expires_at=33.0, given_back_at=4.0, released=True),
+        hold("k", "alice", 11, told_at=1.0, expires_at=31.0, given_back_at=2.0),
+        hold("k", "bob", 12, told_at=2.1, expires_at=3.0),
+        hold("other", "carol", 5, told_at=2.2, expires_at=32.0, given_back_at=9.0),
+        hold("k", "dave", 13, told_at=3.1, expires_at=33.0, given_back_at=4.0),
     ]
 
 
@@ -35,8 +45,8 @@ def test_a_sound_history_of_holds_passes() -> None:
 
 
 def test_holds_that_were_never_believed_overlap_with_nobody() -> None:
-    late = Hold("k", "eve", 14, told_at=9.0, expires_at=4.5)
-    check_holds([*holds(), late, Hold("k", "fay", 15, told_at=4.6, expires_at=40.0)])
+    late = hold("k", "eve", 14, told_at=9.0, expires_at=4.5, acquired_at=4.2)
+    check_holds([*holds(), late, hold("k", "fay", 15, told_at=4.6, expires_at=40.0)])
 
 
 def overlapping(found: list[Hold]) -> None:
@@ -52,6 +62,11 @@ def overlapping_past_one_between(found: list[Hold]) -> None:
     found[0].given_back_at = 3.5
 
 
+def overlapping_shared(found: list[Hold]) -> None:
+    found[0].given_back_at = 2.2
+    found[0].mode = "shared"
+
+
 def repeated_token(found: list[Hold]) -> None:
     found[3].token = 12
 
@@ -62,7 +77,14 @@ def falling_token(found: list[Hold]) -> None:
 
 @pytest.mark.parametrize(
     "corrupt",
-    [overlapping, overlapping_by_expiry, overlapping_past_one_between, repeated_token, falling_token],
+    [
+        overlapping,
+        overlapping_by_expiry,
+        overlapping_past_one_between,
+        overlapping_shared,
+        repeated_token,
+        falling_token,
+    ],
 )
 def test_a_broken_history_of_holds_is_found(corrupt: Callable[[list[Hold]], None]) -> None:
     found = holds()
@@ -71,33 +93,67 @@ def test_a_broken_history_of_holds_is_found(corrupt: Callable[[list[Hold]], None
         check_holds(found)
 
 
-def story(*lines: tuple[str, dict[str, Any]], key: str = "k") -> list[Event]:
-    return [
-        {
-            "stream_id": f"$lock:{key}",
-            "event_type": f"lock.{verb}",
-            "version": number,
-            "position": number,
-            "data": data,
-        }
-        for number, (verb, data) in enumerate(lines, 1)
-    ]
+def test_a_semaphore_s_holds_may_overlap_as_far_as_it_has_permits() -> None:
+    def taken(permits: int) -> list[Hold]:
+        times = {"told_at": 1.0, "expires_at": 9.0}
+        return [hold("k", f"o{n}", n, permits=permits if n == 3 else 1, **times) for n in (1, 2, 3)]
+
+    check_holds(taken(1), {"k": 3})
+    with pytest.raises(Violation):
+        check_holds(taken(2), {"k": 3})
+    shared = [hold("k", f"o{n}", n, mode="shared", told_at=1.0, expires_at=9.0) for n in range(5)]
+    check_holds(shared, {"k": 3})
 
 
-def acquired(owner: str, token: int, ticket: int | None = None) -> tuple[str, dict[str, Any]]:
-    return "acquired", {"owner": owner, "fencing_token": token, **({"ticket": ticket} if ticket else {})}
+def at(second: float) -> str:
+    return datetime.fromtimestamp(START + second, UTC).isoformat()
+
+
+def story(*lines: tuple[str, dict[str, Any]]) -> list[Event]:
+    """The events of a log, one a second. A line that names a `key` is of that lock, else of `k`."""
+    found: list[Event] = []
+    versions: dict[str, int] = {}
+    for number, (verb, given) in enumerate(lines, 1):
+        data = {"mode": "exclusive", "permits": 1, "acquired_at": at(number), "expires_at": at(number + 30)}
+        data |= {"held_seconds": 1.0, "expired_at": at(number), **given}
+        key = data.pop("key", "k")
+        versions[key] = versions.get(key, 0) + 1
+        found.append(
+            {
+                "stream_id": f"$session:{key}" if verb == "opened" else f"$lock:{key}",
+                "event_type": f"session.{verb}" if verb == "opened" else f"lock.{verb}",
+                "version": versions[key],
+                "position": number,
+                "recorded_at": at(data.pop("second", number)),
+                "data": data,
+            }
+        )
+    return found
+
+
+def acquired(owner: str, token: int, ticket: int | None = None, **more: Any) -> tuple[str, dict[str, Any]]:
+    return "acquired", {
+        "owner": owner,
+        "fencing_token": token,
+        **({"ticket": ticket} if ticket else {}),
+        **more,
+    }
 
 
 def released(owner: str, token: int, **more: Any) -> tuple[str, dict[str, Any]]:
     return "released", {"owner": owner, "fencing_token": token, **more}
 
 
-def queued(owner: str, ticket: int) -> tuple[str, dict[str, Any]]:
-    return "queued", {"owner": owner, "ticket": ticket}
+def expired(owner: str, token: int, **more: Any) -> tuple[str, dict[str, Any]]:
+    return "expired", {"owner": owner, "fencing_token": token, **more}
 
 
-def withdrawn(owner: str, ticket: int) -> tuple[str, dict[str, Any]]:
-    return "withdrawn", {"owner": owner, "ticket": ticket, "reason": "timed_out"}
+def queued(owner: str, ticket: int, **more: Any) -> tuple[str, dict[str, Any]]:
+    return "queued", {"owner": owner, "ticket": ticket, "deadline": "later", **more}
+
+
+def withdrawn(owner: str, ticket: int, **more: Any) -> tuple[str, dict[str, Any]]:
+    return "withdrawn", {"owner": owner, "ticket": ticket, "reason": "timed_out", **more}
 
 
 SOUND = [
@@ -108,7 +164,7 @@ SOUND = [
     withdrawn("carol", 2),
     released("alice", 1),
     acquired("bob", 2, 1),
-    ("expired", {"owner": "bob", "fencing_token": 2}),
+    expired("bob", 2),
     acquired("dave", 3, 3),
     released("dave", 3, by="client_gone"),
     acquired("eve", 4),
@@ -117,10 +173,12 @@ SOUND = [
 
 def test_a_sound_log_of_a_lock_passes() -> None:
     lock = check_lock_log(story(*SOUND))["k"]
-    assert lock.holder == ("eve", 4)
+    assert [hold.owner for hold in lock.holds.values()] == ["eve"]
     assert lock.waiting == {}
-    assert lock.grants == {1: "alice", 2: "bob", 3: "dave", 4: "eve"}
-    assert lock.endings == {1: "released", 2: "expired", 3: "client_gone"}
+    grants = {token: grant.owner for token, grant in lock.grants.items()}
+    assert grants == {1: "alice", 2: "bob", 3: "dave", 4: "eve"}
+    endings = {token: ended.how for token, ended in lock.endings.items()}
+    assert endings == {1: "released", 2: "expired", 3: "client_gone"}
 
 
 def edited(index: int, line: tuple[str, dict[str, Any]] | None) -> list[Event]:
@@ -144,9 +202,12 @@ BROKEN = {
     "left without waiting": edited(4, withdrawn("zoe", 9)),
     "a ticket is left out": edited(2, queued("carol", 3)),
     "a stranger's release": edited(5, released("bob", 1)),
-    "a release of nothing": [*story(*SOUND[:6]), *story(*SOUND[:7], released("alice", 1))[-1:]],
+    "a release of nothing": [*story(*SOUND[:6]), *story(*SOUND[:6], released("alice", 1))[-1:]],
     "a queue for a free lock": story(queued("bob", 1)),
     "an unknown event": edited(7, ("lost", {"owner": "bob", "fencing_token": 2})),
+    "passed on late": edited(8, acquired("dave", 3, 3, second=12)),
+    "left alone with a free lock": edited(8, withdrawn("dave", 3, second=12)),
+    "an end that is noticed late": edited(7, expired("bob", 2, expired_at=at(4))),
 }
 
 
@@ -154,6 +215,110 @@ BROKEN = {
 def test_a_broken_log_of_a_lock_is_found(case: str) -> None:
     with pytest.raises(Violation):
         check_lock_log(BROKEN[case])
+
+
+def test_nothing_is_late_while_the_database_is_away() -> None:
+    late = story(*SOUND[:8], acquired("dave", 3, 3, second=12))
+    check_lock_log(late, away=[Window(START + 8, START + 11)])
+    with pytest.raises(Violation):
+        check_lock_log(late, away=[Window(START + 9, START + 10)])
+
+
+# -- several holders ---------------------------------------------------------------------------------
+
+SHARING: list[tuple[str, dict[str, Any]]] = [
+    acquired("alice", 1, mode="shared"),
+    acquired("bob", 2, mode="shared"),
+    queued("carol", 1, permits=2),
+    queued("dave", 2, mode="shared"),
+    released("bob", 2),
+    ("force_released", {"owner": "alice", "fencing_token": 1}),
+    acquired("carol", 4, 1, permits=2),
+    queued("eve", 3),
+    released("carol", 4),
+    acquired("dave", 5, 2, mode="shared"),
+]
+SEMAPHORE: list[tuple[str, dict[str, Any]]] = [
+    acquired("alice", 1),
+    acquired("bob", 2, permits=2),
+    queued("carol", 1, permits=3),
+    queued("dave", 2),
+    released("alice", 1),
+    released("bob", 2),
+    acquired("carol", 3, 1, permits=3),
+    expired("carol", 3),
+    acquired("dave", 4, 2),
+]
+
+
+def test_a_sound_log_of_several_holders_passes() -> None:
+    check_lock_log(story(*SHARING), {"k": 3})
+    check_lock_log(story(*SEMAPHORE), {"k": 3})
+
+
+CROWDED = {
+    "exclusive beside shared": [*SHARING[:2], acquired("carol", 3)],
+    "shared beside exclusive": [*SEMAPHORE[:1], acquired("carol", 3, mode="shared")],
+    "a permit too many": [*SEMAPHORE[:2], acquired("carol", 3)],
+    "shared past a waiter": [*SHARING[:4], acquired("eve", 3, mode="shared")],
+    "a small one past a large one": [*SEMAPHORE[:5], acquired("dave", 3, 2)],
+    "queued though there is room": [*SEMAPHORE[:1], queued("bob", 1, permits=2), queued("carol", 2)],
+}
+
+
+@pytest.mark.parametrize("case", CROWDED)
+def test_a_crowded_lock_is_found(case: str) -> None:
+    with pytest.raises(Violation):
+        check_lock_log(story(*CROWDED[case]), {"k": 3})
+
+
+BOTH = {"grants": [{"key": "k", "fencing_token": 2}, {"key": "l", "fencing_token": 1}]}
+TOGETHER = [
+    acquired("alice", 1),
+    queued("bob", 1),
+    queued("bob", 1, key="l"),
+    released("alice", 1),
+    acquired("bob", 2, 1, **BOTH),
+    acquired("bob", 1, 1, key="l"),
+]
+
+
+def test_a_sound_log_of_locks_that_are_taken_together_passes() -> None:
+    check_lock_log(story(*TOGETHER))
+    check_lock_log(story(*TOGETHER[:3], withdrawn("bob", 1), withdrawn("bob", 1, key="l")))
+
+
+TORN = {
+    "half of it": TOGETHER[:5],
+    "something between": [*TOGETHER[:5], acquired("carol", 1, key="m"), *TOGETHER[5:]],
+    "the second without the first": [*TOGETHER[:4], acquired("bob", 1, 1, key="l")],
+    "another token than told": [*TOGETHER[:5], acquired("bob", 9, 1, key="l")],
+    "half of it leaves": [*TOGETHER[:3], withdrawn("bob", 1), released("alice", 1)],
+    "only one was told of": [*TOGETHER[:4], acquired("bob", 2, 1, grants=BOTH["grants"][:1]), *TOGETHER[5:]],
+    "all were free": TOGETHER[1:3],
+}
+
+
+@pytest.mark.parametrize("case", TORN)
+def test_what_was_not_taken_together_is_found(case: str) -> None:
+    with pytest.raises(Violation):
+        check_lock_log(story(*TORN[case]))
+
+
+@pytest.mark.parametrize(("second", "is_sound"), [(4.5, False), (5.1, True), (5.6, True), (9.0, False)])
+def test_a_lock_delay_is_kept_and_not_longer(second: float, is_sound: bool) -> None:
+    events = story(
+        ("opened", {"key": "s", "lock_delay_seconds": 2}),
+        acquired("alice", 1, session_id="s"),
+        queued("bob", 1),
+        expired("alice", 1, expired_at=at(3), second=3.5),
+        acquired("bob", 2, 1, second=second, acquired_at=at(second)),
+    )
+    if is_sound:
+        check_lock_log(events)
+    else:
+        with pytest.raises(Violation):
+            check_lock_log(events)
 
 
 @pytest.mark.parametrize("field", ["version", "position"])
@@ -164,27 +329,114 @@ def test_a_lock_s_events_that_repeat_or_are_missing_are_found(field: str) -> Non
         check_lock_log(found)
 
 
+# -- what clients were told, beside the log ----------------------------------------------------------
+
+
 def told() -> list[Hold]:
+    def hold(owner: str, token: int, second: int, **more: Any) -> Hold:
+        when = {"told_at": START + second, "expires_at": START + second + 30, "acquired_at": START + second}
+        return Hold("k", owner, token, **{**when, **more})
+
     return [
-        Hold("k", "alice", 1, told_at=1.0, expires_at=31.0, given_back_at=2.0, released=True),
-        Hold("k", "bob", 2, told_at=2.1, expires_at=3.0),
+        hold("alice", 1, 1, given_back_at=START + 2, released=True),
+        hold("bob", 2, 7, expires_at=START + 8),
+        hold("eve", 4, 11, given_back_at=START + 12, released=True),
     ]
 
 
+LOG = [
+    *SOUND[:6],
+    acquired("bob", 2, 1, expires_at=at(8)),
+    *SOUND[7:],
+    released("eve", 4),
+]  # and dave hung up
+
+
 def test_what_clients_were_told_agrees_with_the_log() -> None:
-    check_agreement(told(), check_lock_log(story(*SOUND)))
+    locks = check_lock_log(story(*LOG))
+    check_agreement(told(), locks)
+    check_endings(told(), locks, untold={"dave": START + 10})
 
 
 @pytest.mark.parametrize(
     ("which", "change"),
-    [(0, {"token": 9}), (0, {"owner": "bob"}), (1, {"released": True}), (1, {"key": "another"})],
+    [
+        (0, {"token": 9}),
+        (0, {"owner": "bob"}),
+        (1, {"released": True}),
+        (1, {"key": "another"}),
+        (1, {"mode": "shared"}),
+        (2, {"permits": 2}),
+    ],
 )
 def test_what_only_a_client_knows_is_found(which: int, change: dict[str, Any]) -> None:
     found = told()
     for name, value in change.items():
         setattr(found[which], name, value)
     with pytest.raises(Violation):
-        check_agreement(found, check_lock_log(story(*SOUND)))
+        check_agreement(found, check_lock_log(story(*LOG)))
+
+
+@pytest.mark.parametrize(
+    ("which", "change"),
+    [
+        (0, {"given_back_at": None}),  # somebody else gave it back
+        (1, {"expires_at": START + 9}),  # expired before its time
+        (1, {"revived_at": START + 8.5}),
+        (2, {"refused_at": START + 11.5}),  # although it held
+    ],
+)
+def test_an_end_that_may_not_be_is_found(which: int, change: dict[str, Any]) -> None:
+    found = told()
+    for name, value in change.items():
+        setattr(found[which], name, value)
+    with pytest.raises(Violation):
+        check_endings(found, check_lock_log(story(*LOG)), untold={"dave": START + 10})
+
+
+@pytest.mark.parametrize(
+    ("index", "line"),
+    [
+        (7, expired("bob", 2, expired_at=at(8.5))),  # longer than its time
+        (9, released("dave", 3)),  # by whom? It was told nothing
+        (11, released("eve", 4, by="client_gone")),
+        (11, released("eve", 4, held_seconds=31)),
+    ],
+)
+def test_an_end_that_the_log_may_not_tell_is_found(index: int, line: tuple[str, dict[str, Any]]) -> None:
+    locks = check_lock_log(story(*LOG[:index], line, *LOG[index + 1 :]))
+    with pytest.raises(Violation):
+        check_endings(told(), locks, untold={"dave": START + 10})
+
+
+def test_a_hold_that_nobody_knows_of_and_one_that_never_ends_are_found() -> None:
+    locks = check_lock_log(story(*LOG))
+    with pytest.raises(Violation):
+        check_endings(told(), locks)
+    with pytest.raises(Violation):
+        check_endings(told(), check_lock_log(story(*LOG[:-1])), untold={"dave": START + 10})
+
+
+def test_an_absence_gives_leases_their_time_back() -> None:
+    log = story(*LOG[:7], expired("bob", 2, expired_at=at(13), second=13), *LOG[8:])
+    for number, event in enumerate(log[8:]):
+        event["recorded_at"] = at(13 + number)
+    locks = check_lock_log(log)
+    check_endings(told(), locks, {"dave": START + 16}, extensions=[Window(START + 7, START + 12)])
+    with pytest.raises(Violation):
+        check_endings(told(), locks, {"dave": START + 16}, extensions=[Window(START + 7, START + 11)])
+
+
+def test_who_was_force_released_may_believe_that_it_holds() -> None:
+    locks = check_lock_log(story(acquired("alice", 1), ("force_released", SHARING[5][1]), acquired("bob", 3)))
+    found = [
+        Hold("k", "alice", 1, START + 1, START + 30, acquired_at=START + 1),
+        Hold("k", "bob", 3, START + 3, START + 30, acquired_at=START + 3),
+    ]
+    with pytest.raises(Violation):
+        check_holds(found)
+    mind_force(found, locks)
+    check_holds(found)
 
 
 # -- events ------------------------------------------------------------------------------------------

@@ -320,3 +320,60 @@ def test_a_reader_in_one_process_hears_promptly_of_what_the_other_wrote(pair: Pa
             assert max(took) < PROMPT + 1, took
 
     run(story())
+
+
+def test_a_lock_that_was_made_while_a_batch_waited_is_seen_by_it(pair: Pair) -> None:
+    """Two locks are wanted at once, of which one is new; who gives back the other has looked for the new one before
+    it was there."""
+
+    async def story() -> None:
+        async with through_both(pair, 3) as ((a, a2, a3), (b, b2, _)):
+            held = await acquire(b, "k1", "holder", ttl_seconds=60)
+            await acquire(b, "busy", "other", ttl_seconds=60)
+            with row_locked(pair, "busy") as let_busy_go, row_locked(pair, "k1") as let_go:
+                first = asyncio.create_task(acquire(a, "busy", "first"))
+                await blocked(pair, 1)  # now both requests that come next are one batch
+                asked = [
+                    asyncio.create_task(release(a2, held)),
+                    asyncio.create_task(a3.call("POST", "locks/new/release", {"lock_id": "none"})),
+                ]
+                both = {"owner": "both", "keys": ["k1", "new"], "wait_seconds": 30}
+                waiting = asyncio.create_task(b2.call("POST", "locks/acquire-many", both))
+                await blocked(pair, 2)
+                await asyncio.sleep(0.1)
+                let_busy_go()
+                assert (await first).code == "lock_held"
+                await blocked(pair, 2)
+                let_go()
+                released, refused = await asyncio.gather(*asked)
+            assert (released.status, released.code) == (200, "")
+            assert (refused.status, refused.code) == (409, "lock_not_held")
+            granted = await asyncio.wait_for(waiting, 5)
+            assert [grant["key"] for grant in granted["grants"]] == ["k1", "new"]
+
+    run(story())
+
+
+def test_holds_that_two_commands_of_a_batch_look_at_end_once(pair: Pair) -> None:
+    """One is refused and names a few holders, the other ends them all."""
+
+    async def story() -> None:
+        async with through_both(pair, 3) as ((a, a2, a3), (b, _, _)):
+            await acquire(b, "busy", "other", ttl_seconds=60)
+            for owner in ("first", "second"):
+                await acquire(b, "k", owner, ttl_seconds=60, capacity=2)
+            with row_locked(pair, "busy") as let_go:
+                busy = asyncio.create_task(acquire(a, "busy", "me"))
+                await blocked(pair, 1)  # now both requests that come next are one batch
+                refused = asyncio.create_task(acquire(a2, "k", "third"))
+                forced = asyncio.create_task(a3.call("POST", "locks/k/force-release", {"reason": "a drill"}))
+                await asyncio.sleep(0.2)
+                let_go()
+            assert (await busy).code == "lock_held"
+            assert sorted((await forced)["owners"]) == ["first", "second"]
+            assert (await refused).status in {201, 409}  # whichever came first
+            log = (await b.call("GET", "events/$lock:k"))["events"]
+            ended = [event["data"]["owner"] for event in log if event["event_type"] == "lock.force_released"]
+            assert sorted(ended) == ["first", "second"]
+
+    run(story())
