@@ -29,6 +29,10 @@ logger = logging.getLogger("syros.engine")
 
 BATCH = 512  # commands in one transaction at most
 BATCH_BYTES = 4 << 20  # and their payload
+PATIENCE = (
+    0.02  # seconds that a batch of nothing but patient commands waits for more: a transaction costs as much
+)
+# for one as for ten
 BEAT_SECONDS = 1.0
 SESSION = (
     "set synchronous_commit = on",
@@ -131,15 +135,18 @@ class Engine:
             self._beat_in_time()
 
     def _collect(self) -> list[Job]:
-        """Everything that is queued, up to a batch. Waits for the first, never for more."""
+        """Everything that is queued, up to a batch. Waits for the first; for more only while nobody is in a hurry."""
         try:
             first = self._queue.get(timeout=BEAT_SECONDS)
         except queue.Empty:
             return []
         jobs, size = [first] if first else [], first.call.size if first else 0
+        until = time.monotonic() + PATIENCE
         while jobs and len(jobs) < BATCH and size < BATCH_BYTES:
+            if not jobs[-1].operation.patient:
+                until = 0.0
             try:
-                job = self._queue.get_nowait()
+                job = self._next_one(until)
             except queue.Empty:
                 break
             if job is None:
@@ -148,6 +155,10 @@ class Engine:
             jobs.append(job)
             size += job.call.size
         return jobs
+
+    def _next_one(self, until: float) -> Job | None:
+        left = until - time.monotonic() if until else 0.0
+        return self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
 
     def _beat_in_time(self) -> None:
         if time.monotonic() - self._beaten >= BEAT_SECONDS:

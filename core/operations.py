@@ -100,6 +100,7 @@ class Operation:
         secret: Sequence[str] = (),
         max_bytes: int = MAX_BYTES,
         changes: bool | None = None,
+        patient: bool = False,
     ) -> None:
         app = function.__module__.partition(".")[0]
         self.name = name or f"{app}.{function.__name__}"
@@ -109,6 +110,7 @@ class Operation:
         self.hot, self.waits, self.admin, self.anonymous = hot, waits, admin, anonymous
         self.touches, self.secret, self.max_bytes = touches, tuple(secret), max_bytes
         self.changes = kind == "command" if changes is None else changes
+        self.patient = patient
         self.streams = inspect.isasyncgenfunction(function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.fenced = fenced and kind == "command" and route is not None
@@ -270,7 +272,8 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     it waits when it answers `Waiting`; `admin`, for administrators only; `anonymous`, for
     everybody; `secret`, fields of the answer that are not kept
     for replays; `changes`, whether anything is another afterwards (of commands yes, of queries no, unless it is said);
-    `aliases`, further routes; `fenced=False`, takes no `fence`.
+    `aliases`, further routes; `fenced=False`, takes no `fence`; `patient`, may wait some milliseconds for others to
+    share its transaction.
     """
     return _declare("command", route, options)
 
