@@ -2,7 +2,7 @@
 
 One writer thread, one connection. It takes what is queued, loads every aggregate the commands touch, decides
 in memory, stores with one statement a table, writes the log and commits once (core.batch). While one batch
-commits, the next one collects; it never waits to fill one.
+commits, the next one collects; only patient commands wait to fill one.
 """
 
 import contextlib
