@@ -32,18 +32,19 @@ def measure(seconds: int, rounds: int) -> list[Figure]:
 
 
 async def ask(syros: Syros, rounds: int) -> list[Figure]:
-    few, many = await Queue.open(syros, "bench-few"), await Queue.open(syros, "bench-many")
+    few = await Queue.open(syros, "bench-few")
     short = [await few.run(SHORT, RELEASES // SHORT) for _ in range(rounds)]
+    await few.close()
     before, started = state(syros), syros.cpu()
     await asyncio.sleep(IDLE_SECONDS)
     idle, started = syros.cpu() - started, time.perf_counter()
+    many = await Queue.open(syros, "bench-many")
     await many.fill(LONG)
     took, waiting = time.perf_counter() - started, state(syros)
     started = syros.cpu()
     await asyncio.sleep(IDLE_SECONDS)
     attended = syros.cpu() - started
     long = [await many.run(LONG, 1, RELEASES) for _ in range(rounds)]
-    await few.close()
     await many.close()
     times = [each for run in long for each in run["ms"]]
     cost = {
