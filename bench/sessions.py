@@ -30,6 +30,7 @@ def measure(seconds: int, rounds: int) -> list[Figure]:
 
 
 async def ask(syros: Syros, rounds: int) -> list[Figure]:
+    await asyncio.sleep(3)  # what starting leaves to do
     empty = await cpu_percent(syros, 2 * RHYTHM)
     keeper = Keeper(syros, [await Client.open(syros) for _ in range(CONNECTIONS)])
     started = time.perf_counter()
