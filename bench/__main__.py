@@ -7,7 +7,23 @@ import sys
 from datetime import UTC, datetime
 from types import ModuleType
 
-from bench import engine, events, graphql, grpc, handoff, latency, locks, memory, report, volatile, websocket
+from bench import (
+    engine,
+    events,
+    graphql,
+    grpc,
+    handoff,
+    latency,
+    locks,
+    many,
+    memory,
+    queues,
+    report,
+    sessions,
+    shared,
+    volatile,
+    websocket,
+)
 from bench.load import has_wrk
 from bench.servers import ROOT
 
@@ -17,6 +33,10 @@ QUESTIONS: dict[str, ModuleType] = {
     "handoff": handoff,
     "engine": engine,
     "locks": locks,
+    "queues": queues,
+    "sessions": sessions,
+    "many": many,
+    "shared": shared,
     "volatile": volatile,
     "events": events,
     "graphql": graphql,

@@ -15,7 +15,7 @@ from typing import Any
 import uvloop
 
 from bench.load import has_wrk, wrk
-from bench.processes import children, cpu_of_children, cpu_of_threads, has_proc
+from bench.processes import cpu_of_children, cpu_of_threads, has_proc
 from bench.report import Figure, at_most
 from bench.servers import ROOT, Syros, folder
 
@@ -53,12 +53,8 @@ def over_http(syros: Syros, seconds: int) -> list[Figure]:
     """Who spends how much on a lock at 64 connections. The engine is the busiest thread beside the main one."""
     run = wrk(syros, "syros_lock", CALLERS)
     run(1)
-    postgres = next(pid for pid, name in children(syros.pid).items() if name == "postgres")
-    threads, database, spent = (
-        [cpu_of_threads(pid) for pid in syros.pids],
-        cpu_of_children(postgres),
-        os.times(),
-    )
+    threads = [cpu_of_threads(pid) for pid in syros.pids]
+    database, spent = cpu_of_children(syros.postgres), os.times()
     load = run(seconds)
     loop = engine = others = 0.0
     for pid, before in zip(syros.pids, threads, strict=True):
@@ -71,7 +67,7 @@ def over_http(syros: Syros, seconds: int) -> list[Figure]:
         "event loop": loop,
         "engine": engine,
         "other threads": others,
-        "PostgreSQL": cpu_of_children(postgres) - database,
+        "PostgreSQL": cpu_of_children(syros.postgres) - database,
         "wrk": ended.children_user + ended.children_system - spent.children_user - spent.children_system,
     }
     each = {name: cpu / load.requests * 1e6 for name, cpu in parts.items()}

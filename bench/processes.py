@@ -1,10 +1,12 @@
 """What the kernel knows of processes and threads: CPU time, memory, children. Linux only."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
+CLIENT = re.compile(rb"postgres: \S+ \S+ (\[local\]|\d)")  # user, database and address
 TICKS = os.sysconf("SC_CLK_TCK")
 
 has_proc = (PROC / "self" / "task").exists()
@@ -37,6 +39,12 @@ def cpu_of_children(pid: int) -> float:
 
 
 def _cpu(path: Path) -> float:
+    """CPU seconds of a thread whose stat this is; to the nanosecond, where the kernel keeps that beside it."""
+    try:
+        exact = path.with_name("schedstat")
+        return int(exact.read_text().split()[0]) / 1e9
+    except OSError:
+        pass
     try:
         return sum(map(int, _fields(path)[11:13])) / TICKS
     except OSError:
@@ -49,6 +57,20 @@ def _fields(path: Path) -> list[str]:
 
 def resident_mb(pid: int) -> float:
     """Resident memory, in MB."""
+    return _status(pid, "VmRSS:") * 1024 / 1e6
+
+
+def threads(pid: int) -> int:
+    return _status(pid, "Threads:")
+
+
+def clients(postgres: int) -> int:
+    """How many backends of PostgreSQL serve a client."""
+    titles = [(PROC / str(pid) / "cmdline").read_bytes() for pid in children(postgres)]
+    return sum(CLIENT.match(title) is not None for title in titles)
+
+
+def _status(pid: int, name: str) -> int:
     status = (PROC / str(pid) / "status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024 / 1e6
+    line = next(line for line in status.splitlines() if line.startswith(name))
+    return int(line.split()[1])

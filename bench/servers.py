@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.processes import children
+from bench.processes import children, cpu_of_children, cpu_of_threads
 from core.embedded import end_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,6 +130,15 @@ class Syros(Server):
         """The processes that serve, the first one first."""
         beside = [pid for pid, name in children(self.pid).items() if name.startswith("python")]
         return [self.pid, *beside]
+
+    @property
+    def postgres(self) -> int:
+        return next(pid for pid, name in children(self.pid).items() if name == "postgres")
+
+    def cpu(self) -> float:
+        """CPU seconds so far of all that serve: the processes, and PostgreSQL with its backends."""
+        serving = sum(sum(cpu_of_threads(pid).values()) for pid in self.pids)
+        return serving + cpu_of_children(self.postgres)
 
     def command(self) -> list[str]:
         role = ["web"] if self._beside else []

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 # A verdict is kept this long: a revoked key or a disabled user is out within 5 s in every process, even
 # where no wake-up arrives.
-VERDICT_SECONDS = 4.0
+VERDICT_SECONDS = 3.0
 VERDICTS = 10_000
 NAMESPACES = "select name, number, locks from core_namespace where name = any(%s)"
-REVIEW_SECONDS = 0.5  # between two looks at a caller who is served for long
+REVIEW_SECONDS = 1.5  # between two looks at a caller who is served for long; thousands may wait
 NAMESPACE_LENGTH = 63
 _LOOPBACK = r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
 LOOPBACK_HOST = re.compile(_LOOPBACK, re.IGNORECASE)
@@ -93,6 +93,7 @@ class Verdicts:
 verdicts = Verdicts()
 Authenticator = Callable[[Sequence[str]], Awaitable[dict[str, Caller]]]
 _authenticators: list[Authenticator] = []
+_reviews: dict[str, "asyncio.Task[dict[str, Caller]]"] = {}  # under way
 
 
 def authenticator(function: Authenticator) -> Authenticator:
@@ -111,9 +112,19 @@ async def identify(credential: str | None, *, peer: str, host: str, origin: str 
         return developer(peer, host, origin)
     if known := verdicts.get(credential):
         return known
-    if found := (await review([credential])).get(credential):
+    if found := (await review_together(credential)).get(credential):
         return found
     raise Unauthenticated
+
+
+async def review_together(credential: str) -> dict[str, Caller]:
+    """A review that all share who ask for the same credential meanwhile: thousands may wait with one, and look again
+    in the moment its verdict is over."""
+    task = _reviews.get(credential)
+    if task is None:
+        task = _reviews[credential] = asyncio.create_task(review([credential]))
+        task.add_done_callback(lambda _: _reviews.pop(credential))
+    return await asyncio.shield(task)
 
 
 async def review(credentials: Sequence[str]) -> dict[str, Caller]:

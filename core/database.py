@@ -51,7 +51,10 @@ class Pool:
         for attempt in (1, 2):  # a pooled connection may have died with the server since it was used last
             try:
                 async with self._pool.connection() as connection:
-                    cursor = await connection.execute(query, params, binary=True)
+                    # Prepared without parameters, it would keep the plan that was right while its tables were empty.
+                    cursor = await connection.execute(
+                        query, params, prepare=None if params else False, binary=True
+                    )
                     found: list[Row] = await cursor.fetchall()
                     return found
             except psycopg.OperationalError as error:

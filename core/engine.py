@@ -2,7 +2,7 @@
 
 One writer thread, one connection. It takes what is queued, loads every aggregate the commands touch, decides
 in memory, stores with one statement a table, writes the log and commits once (core.batch). While one batch
-commits, the next one collects; it never waits to fill one.
+commits, the next one collects; only patient commands wait to fill one.
 """
 
 import contextlib
@@ -29,6 +29,8 @@ logger = logging.getLogger("syros.engine")
 
 BATCH = 512  # commands in one transaction at most
 BATCH_BYTES = 4 << 20  # and their payload
+# Seconds that a batch of nothing but patient commands waits for more: a transaction costs as much for one as for ten.
+PATIENCE = 0.02
 BEAT_SECONDS = 1.0
 SESSION = (
     "set synchronous_commit = on",
@@ -131,15 +133,18 @@ class Engine:
             self._beat_in_time()
 
     def _collect(self) -> list[Job]:
-        """Everything that is queued, up to a batch. Waits for the first, never for more."""
+        """Everything that is queued, up to a batch. Waits for the first; for more only while nobody is in a hurry."""
         try:
             first = self._queue.get(timeout=BEAT_SECONDS)
         except queue.Empty:
             return []
         jobs, size = [first] if first else [], first.call.size if first else 0
+        until = time.monotonic() + PATIENCE
         while jobs and len(jobs) < BATCH and size < BATCH_BYTES:
+            if not jobs[-1].operation.patient:
+                until = 0.0
             try:
-                job = self._queue.get_nowait()
+                job = self._next_one(until)
             except queue.Empty:
                 break
             if job is None:
@@ -148,6 +153,10 @@ class Engine:
             jobs.append(job)
             size += job.call.size
         return jobs
+
+    def _next_one(self, until: float) -> Job | None:
+        left = until - time.monotonic() if until else 0.0
+        return self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
 
     def _beat_in_time(self) -> None:
         if time.monotonic() - self._beaten >= BEAT_SECONDS:

@@ -102,6 +102,7 @@ class Operation:
         max_bytes: int = MAX_BYTES,
         changes: bool | None = None,
         volatile: "Volatile | None" = None,
+        patient: bool = False,
     ) -> None:
         app = function.__module__.partition(".")[0]
         self.name = name or f"{app}.{function.__name__}"
@@ -112,6 +113,7 @@ class Operation:
         self.touches, self.secret, self.max_bytes = touches, tuple(secret), max_bytes
         self.volatile = volatile
         self.changes = kind == "command" if changes is None else changes
+        self.patient = patient
         self.streams = inspect.isasyncgenfunction(function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.fenced = fenced and kind == "command" and route is not None
@@ -280,7 +282,8 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     everybody; `secret`, fields of the answer that are not kept
     for replays; `changes`, whether anything is another afterwards (of commands yes, of queries no, unless it is said);
     `aliases`, further routes; `fenced=False`, takes no `fence`; `volatile`, the `async function(call, *, …)` that
-    carries it out where locks are volatile (`refused`: nothing does). Without it, it is the same everywhere.
+    carries it out where locks are volatile (`refused`: nothing does). Without it, it is the same everywhere; `patient`, may wait some
+    milliseconds for others to share its transaction.
     """
     return _declare("command", route, options)
 

@@ -13,11 +13,16 @@ from typing import Any, cast
 from django.db import connection, models
 from django.db.models.base import ModelState
 
+INTEGERS = {int}
 SEPARATOR, NULL = "\x1f", "\x1e"  # control characters that no stored text may contain
 
 
 def array_literal(values: Sequence[Any], size: int) -> str:
-    """The values as a PostgreSQL array literal, each quoted; None becomes NULL."""
+    """The values as a PostgreSQL array literal, each quoted where it needs to be; None becomes NULL."""
+    if size > 1 and values.count(values[0]) == size:  # of most columns of a batch: one value, written once
+        return "{" + ",".join([array_literal(values[:1], 1)[1:-1]] * size) + "}"
+    if set(map(type, values)) == INTEGERS:
+        return "{" + ",".join(map(str, values)) + "}"
     joined = SEPARATOR.join([NULL if v is None else v if type(v) is str else str(v) for v in values])
     if joined.count(SEPARATOR) != size - 1 or joined.count(NULL) != values.count(None):
         raise ValueError("a text to store contains U+001E or U+001F")

@@ -470,7 +470,7 @@ def withdraw(tx: Transaction, *, places: list[tuple[str, str, int]], keep: bool)
     if lead is not None and lead.lock_id == lock_id:
         pass_on(tx, *leave(tx, lead, "timed_out" if keep else "client_gone"))
     elif holds := [(lock, hold) for each in places for lock, hold in still_held(tx, *each)]:
-        if keep:
+        if keep and len(holds) == len(places):  # an operator may have taken one of several meanwhile
             grants = [regranted(tx, lock, hold) for lock, hold in holds]
             return grants[0] if len(places) == 1 else Grants(grants)
         for lock, hold in holds:
