@@ -282,8 +282,8 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     everybody; `secret`, fields of the answer that are not kept
     for replays; `changes`, whether anything is another afterwards (of commands yes, of queries no, unless it is said);
     `aliases`, further routes; `fenced=False`, takes no `fence`; `volatile`, the `async function(call, *, …)` that
-    carries it out where locks are volatile (`refused`: nothing does). Without it, it is the same everywhere; `patient`, may wait some
-    milliseconds for others to share its transaction.
+    carries it out where locks are volatile (`refused`: nothing does); without it, it is the same everywhere.
+    `patient`: it may wait some milliseconds for others to share its transaction.
     """
     return _declare("command", route, options)
 

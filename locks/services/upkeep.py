@@ -32,8 +32,8 @@ CONTENDED = """select id from locks_lock where queued > 0 and (expires_at <= clo
     or not_before <= clock_timestamp() or (lock_id is null and used + shared = 0 and not_before is null
         and (select lead is null from locks_claim c
             where c.id > locks_lock.id || '#' and c.id < locks_lock.id || '$' order by c.id limit 1))) limit 200"""
-# The others only for the log's sake: who asks sees them free already. A scan, so it rests in proportion, and first looks at
-# what most rows fail.
+# The others only for the log's sake: who asks sees them free already. A scan, so it rests in proportion, and first
+# looks at what most rows fail.
 FORGOTTEN = """select id from locks_lock
     where expires_at <= now() and (lock_id is not null or used + shared > 0) limit 200"""
 # Those who waited in a process that is gone. Nobody else takes them out of the middle of a queue.
