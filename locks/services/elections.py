@@ -151,10 +151,7 @@ def renew(
     Errors: `not_leader` (409) with a `reason`.
     """
     lock = led(tx, name, lock_id)
-    if lock.session:
-        holds.session_for(tx, lock.session, ttl_seconds)
-    else:
-        rules.renew(lock, lock, ttl_seconds or lock.ttl_seconds or holds.TTL, tx.now)
+    holds.extend(tx, lock, lock, ttl_seconds)
     return leadership_of(lock, holds.ends_at(tx, lock, lock))
 
 

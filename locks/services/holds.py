@@ -259,10 +259,15 @@ def session_for(tx: Transaction, session_id: str | None, ttl_seconds: float | No
     """
     if session_id is None:
         return None
+    refuse_ttl(ttl_seconds)
+    return live(tx, session_id)
+
+
+def refuse_ttl(ttl_seconds: float | None) -> None:
+    """Raises: Invalid."""
     if ttl_seconds is not None:
         detail = "with session_id the lock lives as long as the session"
         raise Invalid([{"pointer": "/ttl_seconds", "code": "with_session", "detail": detail}])
-    return live(tx, session_id)
 
 
 def set_capacity(lock: Lock, mode: str, permits: int, capacity: int | None) -> None:
@@ -367,11 +372,19 @@ def renew(tx: Transaction, *, key: Key, lock_id: LockId, ttl_seconds: OptionalTt
     32 others have followed, never_held.
     """
     lock, hold = held(tx, key, lock_id)
-    if not hold.session:
-        rules.renew(lock, hold, ttl_seconds or hold.ttl_seconds or TTL, tx.now)
-    elif ttl_seconds is not None:
-        session_for(tx, hold.session, ttl_seconds)
+    extend(tx, lock, hold, ttl_seconds)
     return regranted(tx, lock, hold)
+
+
+def extend(tx: Transaction, lock: Lock, hold: Lock | Hold, ttl_seconds: float | None) -> None:
+    """Give a hold its time again; one of a session has its session's.
+
+    Raises: Invalid.
+    """
+    if hold.session:
+        refuse_ttl(ttl_seconds)
+    else:
+        rules.renew(lock, hold, ttl_seconds or hold.ttl_seconds or TTL, tx.now)
 
 
 @command(

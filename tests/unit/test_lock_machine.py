@@ -457,7 +457,7 @@ class LockMachine(RuleBasedStateMachine):
         def judge(job: Job) -> Callable[[], None]:
             assert job.error is None, job.error
             held = [key for key in request.ids if self.referee.holds(key, request)]
-            if not keep:
+            if not keep or 0 < len(held) < len(request.ids):  # of several, some were taken away meanwhile
                 return lambda: self.has_nothing(request, held)
             if held:
                 for grant in getattr(job.value, "grants", [job.value]):
