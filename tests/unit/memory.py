@@ -92,7 +92,7 @@ class MemoryBatch(Batch):
             queue = self.queues.setdefault((head.model, head.owner), Members())
             queue.complete |= not head.limit or len(found) < head.limit
             for row in found:
-                queue.add(row["id"])
+                queue.addresses[row["id"]] = None
                 self.records.setdefault((head.model, row["id"]), record(table(head.model), row))
 
         return take
