@@ -117,9 +117,11 @@ def is_orphan(tx: Transaction, claim: Claim) -> bool:
 
 def is_next(tx: Transaction, member: Member, todo: list[Lock]) -> bool:
     lock, claim = member
-    if expire(tx, lock):
+    queued, has_expired = lock.queued, expire(tx, lock)
+    found = first(tx, lock, todo)
+    if has_expired or lock.queued < queued:
         todo.append(lock)  # what came free there may be another's who is before this one
-    return first(tx, lock, todo) is claim and rules.fits(lock, claim, tx.now)
+    return found is claim and rules.fits(lock, claim, tx.now)
 
 
 def lease_of(tx: Transaction, claim: Claim) -> datetime | None:

@@ -728,6 +728,18 @@ def test_permits_that_run_out_while_another_lock_is_passed_on_go_to_the_first_wa
     assert machine.referee.hold_of("b", machine.requests[3])
 
 
+def test_room_that_a_late_waiter_leaves_while_another_lock_is_passed_on_goes_to_the_next() -> None:
+    machine = LockMachine()
+    machine.acquire("b", HALF, ttl=15, wait=0, session=-1)
+    machine.acquire("a", ONE, ttl=15, wait=0, session=-1)
+    machine.acquire("b", ("exclusive", 2, None), ttl=15, wait=3, session=-1)
+    machine.acquire("b", ONE, ttl=15, wait=40, session=-1)
+    machine.acquire_many(["a", "b"], ONE, ttl=10, wait=40, session=-1)
+    machine.time_passes(count=4)
+    machine._release("locks.release", ("a", machine.requests[1]))
+    assert machine.referee.hold_of("b", machine.requests[3])
+
+
 def test_lock_delay_of_one_of_several_holders_ends() -> None:
     machine = LockMachine()
     machine.open_session(ttl=2, delay=3.0)
