@@ -307,7 +307,8 @@ async def candidates(
 ) -> Candidates:
     """Who stands, in the order in which they will lead."""
     address = f"{call.namespace.name}/{ELECTION}{name}"
-    found = await rows(STANDING, [cursor or address + "#", address + "$", limit + 1])
+    start = address + "#"  # whatever the cursor says, nobody of another election
+    found = await rows(STANDING, [max(start, cursor or start), address + "$", limit + 1])
     more = encode_cursor(found[limit - 1][0]) if len(found) > limit else None
     return Candidates([seen(row) for row in found[:limit]], more)
 
