@@ -49,8 +49,8 @@ class Waiting:
 class Waits:
     """How an operation waits: what an event means for a waiter, and how a waiter gives up its place.
 
-    `withdraw` names the internal command `(tx, *, keep, **facts)` for a waiter that timed out (keep: it
-    answers the grant if there is one by now) or went away (it gives back what was granted).
+    `withdraw` names the internal command `(tx, *, reason, keep, **facts)` for a waiter that timed out or went
+    away: with `keep` it answers the grant if there is one by now, else it gives back what was granted.
     `granted(facts, type, data)` gives the answer, raises a SyrosError, or says None: not for this waiter.
     `timed_out(facts, value)` makes the answer, or raises, from what a withdrawal with keep answered.
     `facts(value)` names the place of a grant whose caller went away before it heard of it.

@@ -224,9 +224,9 @@ def depose(
 
 
 @command(name="elections.withdraw", touches=holds.touches_places)
-def withdraw(tx: Transaction, *, places: list[tuple[str, str, int]], keep: bool) -> Any:
+def withdraw(tx: Transaction, *, places: list[tuple[str, str, int]], reason: str, keep: bool) -> Any:
     """A candidate gives up its place: as `locks.withdraw`."""
-    value = holds.withdraw.function(tx, places=places, keep=keep)
+    value = holds.withdraw.function(tx, places=places, reason=reason, keep=keep)
     lock = tx.get(Lock, places[0][0])
     return leadership_of(lock, value.expires_at) if lock and isinstance(value, Grant) else value
 

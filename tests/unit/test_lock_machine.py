@@ -465,7 +465,9 @@ class LockMachine(RuleBasedStateMachine):
             return lambda: self.waits_no_more(request)
 
         name = "elections.withdraw" if ELECTION in request.ids else "locks.withdraw"
-        self.add(name, {"places": request.places, "keep": keep}, judge, target=request, about=keep)
+        reason = "timed_out" if keep else "client_gone"
+        params = {"places": request.places, "reason": reason, "keep": keep}
+        self.add(name, params, judge, target=request, about=keep)
 
     def waits_no_more(self, request: Request) -> None:
         assert not any(request in lock.queue for lock in self.referee.locks.values())
