@@ -775,6 +775,17 @@ def test_hold_that_two_commands_of_a_batch_look_for_at_once_ends_once() -> None:
     assert machine.referee.hold_of("a", machine.requests[1])
 
 
+def test_waiter_with_a_key_may_come_and_go_in_one_batch() -> None:
+    machine = LockMachine()
+    machine.open_session(ttl=20, delay=0.0)
+    machine.acquire("a", ONE, ttl=15, wait=0, session=-1)
+    machine.together(size=2)
+    machine.acquire("a", ONE, ttl=15, wait=40, session=0)
+    machine.batch[0][0].answer_id = "n/kept"
+    machine.close(choice=0)
+    assert not machine.referee.lock("a").queue
+
+
 # -- operations that are broken, to see that they are found out --------------------------------------
 
 true_token, true_fits, true_held = rules.next_token, rules.fits, holds.held
