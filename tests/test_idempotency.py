@@ -106,6 +106,23 @@ def test_a_retry_joins_the_first_call_s_wait(waiting: Door, later: Any) -> None:
     assert third.result(5)["owner"] == "carol"
 
 
+@pytest.mark.parametrize("keys", [["a"], ["a", "b"]])
+def test_a_retry_for_several_is_answered_as_the_first_call_was(
+    waiting: Door, later: Any, keys: list[str]
+) -> None:
+    held = waiting("locks.acquire", key="a", owner="alice")
+
+    def ask() -> Any:
+        return waiting("locks.acquire_many", keys=keys, owner="bob", wait_seconds=20, _={"key": "k1"})
+
+    first = later(ask)
+    until(lambda: queue(waiting, "a") == ["bob"])
+    waiting("locks.release", key="a", lock_id=held["lock_id"])
+    again = (first.result(5), ask())
+    assert again[1].replayed
+    assert again[0].value == again[1].value
+
+
 def test_a_wait_that_timed_out_may_be_asked_again(waiting: Door) -> None:
     held = waiting("locks.acquire", key="a", owner="alice")
     with pytest.raises(Refused, match="lock_wait_timeout"):

@@ -224,7 +224,7 @@ def acquire_many(
     if not wait_seconds:
         raise busy_with(situation(tx, busy))
     refuse_deadlock(tx, party)
-    return queue_up(tx, party, wait_seconds)
+    return queue_up(tx, party, wait_seconds, is_many=True)
 
 
 def granted_now(tx: Transaction, lock: Lock, claim: Claim, session: Session | None) -> Grant:
