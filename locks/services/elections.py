@@ -231,11 +231,12 @@ def withdraw(tx: Transaction, *, places: list[tuple[str, str, int]], reason: str
     return leadership_of(lock, value.expires_at) if lock and isinstance(value, Grant) else value
 
 
-FIRST = """select id from locks_claim where id > $1 || '#' and id < $1 || '$' and owner = $2 order by id limit 1"""
+# More than one: those that come first may be of processes that are gone, whose candidates stand again elsewhere.
+FIRST = """select id from locks_claim where id > $1 || '#' and id < $1 || '$' and owner = $2 order by id limit 8"""
 
 
 def candidate_named(tx: Transaction, lock: Lock, candidate: str) -> Claim:
-    """The first claim of a candidate that stands.
+    """The first claim of a candidate that still stands.
 
     Raises: NotCandidate.
     """

@@ -786,6 +786,30 @@ def test_waiter_with_a_key_may_come_and_go_in_one_batch() -> None:
     assert not machine.referee.lock("a").queue
 
 
+def test_candidate_that_stands_again_after_its_process_died_is_transferred_to() -> None:
+    memory = Memory()
+    for name, lasts in (("dead", 3), ("alive", 1000)):
+        memory.rows(Process)[name] = {
+            "id": name, "host": "h", "pid": 1, "started_at": START, "beat_at": START,
+            "expires_at": START + seconds(lasts),
+        }  # fmt: skip
+
+    def campaign(candidate: str, process: str) -> Job:
+        found = job(
+            "elections.campaign", name="e", candidate=candidate, ttl_seconds=900.0, wait_seconds=100.0
+        )
+        memory.run([found], process)
+        return found
+
+    led = campaign("n1", "alive")
+    campaign("n2", "dead")
+    memory.now += seconds(4)
+    campaign("n2", "alive")
+    moved = job("elections.transfer", name="e", lock_id=led.value.lock_id, to="n2")
+    memory.run([moved], "alive")
+    assert (moved.error, moved.value.leader) == (None, "n2")
+
+
 # -- operations that are broken, to see that they are found out --------------------------------------
 
 true_token, true_fits, true_held = rules.next_token, rules.fits, holds.held
