@@ -30,7 +30,8 @@ from api.proto import (
 )
 from core.encoding import decode, encode
 from core.errors import Invalid
-from core.operations import MAX_NUMBER, Operation
+from core.operations import Operation
+from core.types import MAX_NUMBER
 
 # Decoders of protobuf take 100 levels of messages, and an object of JSON takes three. What nests deeper goes as text.
 LEVELS = 30

@@ -558,6 +558,8 @@ class Batch:
 
     def _keep(self, job: Job) -> None:
         kept: Any = self.records[Answer, job.answer_id].instance  # type: ignore[index]
+        if kept is None:  # who waits has left already, in this very batch
+            return
         value = job.value
         if isinstance(value, Waiting):
             kept.waiting = encode(value).decode()

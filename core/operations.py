@@ -5,17 +5,17 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
 from core.errors import Invalid, NotFound, NotInVolatileNamespace, ReservedName
+from core.types import Text, Token
 
 if TYPE_CHECKING:
     from core.batch import Transaction
 
-MAX_NUMBER = 2**53 - 1  # what every client's numbers can hold
 MAX_PROBLEMS = 1000  # that a refusal names; naming takes some 6 µs each, and bad input can have millions
 MAX_BYTES = 1 << 20  # of a body, unless an operation takes more
 Touch = tuple[type[Any], str]
@@ -49,8 +49,8 @@ class Waiting:
 class Waits:
     """How an operation waits: what an event means for a waiter, and how a waiter gives up its place.
 
-    `withdraw` names the internal command `(tx, *, keep, **facts)` for a waiter that timed out (keep: it
-    answers the grant if there is one by now) or went away (it gives back what was granted).
+    `withdraw` names the internal command `(tx, *, reason, keep, **facts)` for a waiter that timed out or went
+    away: with `keep` it answers the grant if there is one by now, else it gives back what was granted.
     `granted(facts, type, data)` gives the answer, raises a SyrosError, or says None: not for this waiter.
     `timed_out(facts, value)` makes the answer, or raises, from what a withdrawal with keep answered.
     `facts(value)` names the place of a grant whose caller went away before it heard of it.
@@ -344,8 +344,8 @@ class Fence(BaseModel):
     """Carry the write out only while this token is the lock's current one and the lock is held."""
 
     model_config = ConfigDict(extra="forbid")
-    key: Annotated[str, Field(min_length=1, max_length=255)]
-    fencing_token: Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+    key: Text
+    fencing_token: Token
 
 
 class Guard:

@@ -16,7 +16,7 @@ OLD = """select max(id) from (select id, recorded_at from core_event
 FORGET = """with gone as (delete from core_event where id > %(after)s and id <= %(until)s
         and id > %(number)s::bigint << 40 and stream >= %(prefix)s and stream < %(prefix)s || '~' returning id),
     noted as (insert into core_retention (id, position) values (%(noted)s, %(until)s & ((1::bigint << 40) - 1))
-        on conflict (id) do update set position = excluded.position)
+        on conflict (id) do update set position = greatest(core_retention.position, excluded.position))
 select count(*) from gone"""
 KNOWN = """select n.number, n.name, coalesce(r.position, 0) from core_namespace n
     left join core_retention r on r.id = n.name || '/' || %s"""

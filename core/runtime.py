@@ -149,7 +149,8 @@ class Runtime:
             self.tail.committed(entries)
 
     def _gone(self, job: Job) -> None:
-        """The caller went away while its command was under way; one that would have waited gives back."""
+        """The caller went away while its command was under way; one that would have waited gives back, unless a
+        retry with the same key will be answered what it was granted."""
         waits = job.operation.waits
         if job.error:
             self._failed(job)
@@ -158,7 +159,7 @@ class Runtime:
         elif isinstance(job.value, Waiting):
             if self.waiters.forget(job):
                 self._withdraw(job, job.value.facts)
-        elif job.params.get("wait_seconds"):
+        elif job.params.get("wait_seconds") and not job.answer_id:
             self._withdraw(job, waits.facts(job.value))
 
     def _failed(self, job: Job) -> None:
@@ -169,10 +170,13 @@ class Runtime:
         if waits and value is not None and not job.answer_id and isinstance(job.error, OutcomeUnknown):
             self._withdraw(job, value.facts if isinstance(value, Waiting) else waits.facts(value))
 
-    def _withdraw(self, job: Job, facts: dict[str, Any], keep: bool = False) -> "asyncio.Task[Any]":
+    def _withdraw(self, job: Job, facts: dict[str, Any], reason: str = "client_gone") -> "asyncio.Task[Any]":
+        """Give a place up. A grant that came first is kept for who is still there, and for a retry with the key:
+        in another process it may have been answered already."""
         assert job.operation.waits is not None
         operation = registry[job.operation.waits.withdraw]
-        return self.spawn(self._insist(operation, job.call, {**facts, "keep": keep}), name="withdraw")
+        params = {**facts, "reason": reason, "keep": reason == "timed_out" or job.answer_id is not None}
+        return self.spawn(self._insist(operation, job.call, params), name="withdraw")
 
     async def _insist(self, operation: Operation, call: Call, params: dict[str, Any]) -> Any:
         """Carry an internal command out, through outages shorter than a minute: one that may be repeated."""
@@ -253,7 +257,7 @@ class Runtime:
             return await grant(job)
         except TimeoutError:
             self.waiters.forget(job)
-            value = await asyncio.shield(self._withdraw(job, job.value.facts, keep=True))
+            value = await asyncio.shield(self._withdraw(job, job.value.facts, "timed_out"))
             assert job.operation.waits is not None
             return job.operation.waits.timed_out(job.value.facts, value)
         except (asyncio.CancelledError, Unavailable):

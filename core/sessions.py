@@ -216,7 +216,7 @@ async def find(
     found = await rows(
         f"{COLUMNS} where ended_at is null and id > %s and id < %s and (%s::text is null or owner = %s) "
         "order by id limit %s",
-        [cursor or start, start + "~", owner, owner, limit + 1],
+        [max(start, cursor or start), start + "~", owner, owner, limit + 1],  # never before this namespace
     )
     items = [seen(row) for row in found[:limit]]
     return Sessions(items, encode_cursor(start + items[-1].session_id) if len(found) > limit else None)

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from core.encoding import encode
 
-MAX_NUMBER = 2**53 - 1
+MAX_NUMBER = 2**53 - 1  # what every client's numbers can hold
 
 _NAME = re.compile(r"[A-Za-z0-9._:@/+=-]{1,255}")
 _SYSTEM_NAME = re.compile(r"\$[A-Za-z0-9._:@/+=$-]{1,299}")

@@ -131,7 +131,7 @@ class Claim(Aggregate):
     process = models.TextField()  # where the caller waits; its lease is the claim's
     answer_id = models.TextField(null=True)  # the kept answer to fill in when it is granted
     lead = models.TextField(null=True)  # the id of the claim that leads it
-    others = models.TextField(null=True)  # of a leader: the ids of those it leads, in order
+    others = models.TextField(null=True)  # of who asked for several: the ids of its other claims, in order
 
     class Meta:
         indexes: ClassVar = [

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
 from core.operations import not_reserved
-from core.types import Name, Text, Wait
+from core.types import Name, Text, Wait, check_text
 
 Key = Annotated[Name, not_reserved("locks")]
 ElectionName = Annotated[Name, not_reserved("elections")]
 Owner = Text
-LockId = Annotated[str, Field(min_length=1, max_length=64)]
+LockId = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=64)]
 _Seconds = Annotated[float, Field(ge=0.1, le=86400)]
 _TTL = Field(validation_alias=AliasChoices("ttl_seconds", "ttl"))
 Permits = Annotated[int, Field(ge=1, le=2**31 - 1)]

@@ -27,6 +27,7 @@ from core.runtime import closing, every, runtime, stopping
 from core.types import encode_cursor
 from core.valkey import Script, Valkey, Word, away
 from locks.errors import LockHeld, LockNotHeld, LockWaitTimeout
+from locks.models import ELECTION
 from locks.types import Currency, Grant, Holder, Locks, LockState, LockSummary, Released, Waiter
 from rbac.errors import LocksAreHeld
 from rbac.services import before_switching
@@ -432,6 +433,10 @@ async def sweep() -> None:
 # -- the setting -------------------------------------------------------------------------------------
 
 
+LED = """select id from locks_lock where id > %s and id < %s and lock_id is not null
+    and coalesce(expires_at > clock_timestamp(), true) limit 1"""
+
+
 async def check_switch(namespace: Namespace) -> None:
     """May a namespace's locks be kept elsewhere from now on?
 
@@ -443,11 +448,20 @@ async def check_switch(namespace: Namespace) -> None:
     found = await look(Call(SYSTEM, namespace), held=True, limit=1)
     if found.items:
         raise LocksAreHeld(f"{found.items[0].key} is held.", key=found.items[0].key)
-    if not namespace.volatile and (await registry["sessions.find"].function(Call(SYSTEM, namespace))).items:
-        raise LocksAreHeld("Sessions are open.")
+    if not namespace.volatile:
+        await check_durable(namespace)
     # The epoch rises with the switch; what is left of a block lies below it.
     connection = await valkey.ready()
     await connection.ask("DEL", f"{space_of(namespace)}tokens:{connection.run_id}")
+
+
+async def check_durable(namespace: Namespace) -> None:
+    """Raises: LocksAreHeld, for what there is of durable locks only."""
+    if (await registry["sessions.find"].function(Call(SYSTEM, namespace))).items:
+        raise LocksAreHeld("Sessions are open.")
+    elections = f"{namespace.name}/{ELECTION}"
+    for (address,) in await rows(LED, [elections, elections + "~"]):
+        raise LocksAreHeld(f"{address.removeprefix(elections)} is led.", key=address.partition("/")[2])
 
 
 before_switching.append(check_switch)

@@ -86,6 +86,14 @@ def pointers(refused: Refused) -> set[str]:
         ("locks.find", {"cursor": "%%%"}, {"/cursor"}),
         ("locks.check", {"key": "a", "fencing_token": -1}, {"/fencing_token"}),
         ("locks.renew", {"key": "a", "lock_id": ""}, {"/lock_id"}),
+        ("locks.renew", {"key": "a", "lock_id": f"{NUL}h"}, {"/lock_id"}),
+        ("locks.release", {"key": "a", "lock_id": NUL}, {"/lock_id"}),
+        ("elections.renew", {"name": "a", "lock_id": f"{NUL}h"}, {"/lock_id"}),
+        (
+            "locks.acquire",
+            {"key": "a", "owner": "b", "fence": {"key": NUL, "fencing_token": 1}},
+            {"/fence/key"},
+        ),
         ("api_keys.create", {"name": "", "expires_in_days": 0}, {"/name", "/expires_in_days"}),
     ],
 )  # fmt: skip

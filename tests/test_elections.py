@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from core.types import encode_cursor
 from tests.doors import Door
 from tests.test_lock_kinds import refused
 from tests.test_locks import until
@@ -86,6 +87,15 @@ def test_leadership_is_handed_to_a_chosen_candidate(waiting: Door, later: Any) -
     assert moved["leader"] == "n3"
     assert chosen.result(5)["fencing_token"] == moved["fencing_token"]
     assert standing(waiting, "e") == ["n2"]
+
+
+def test_no_cursor_leads_to_the_candidates_of_another_election(waiting: Door, later: Any) -> None:
+    waiting("elections.campaign", name="e", candidate="n1")
+    later(refused, waiting, "elections.campaign", name="e", candidate="n2", wait_seconds=2)
+    until(lambda: standing(waiting, "e") == ["n2"])
+    for name, found in (("e", ["n2"]), ("f", [])):
+        answer = waiting("elections.candidates", name=name, cursor=encode_cursor("!"))
+        assert [candidate["candidate"] for candidate in answer["items"]] == found
 
 
 def test_a_candidacy_ends_with_its_session(waiting: Door, later: Any) -> None:

@@ -1,10 +1,20 @@
 """The same Idempotency-Key, the same effect: through every door."""
 
+import asyncio
+import time
+from concurrent.futures import CancelledError
 from typing import Any
 
+import orjson
 import pytest
+from orjson import Fragment
 
-from tests.doors import Door, Refused
+from core.batch import Job
+from core.callers import DEVELOPER, Call, namespaces
+from core.encoding import encode
+from core.operations import registry
+from core.runtime import runtime
+from tests.doors import Door, Lane, Refused, Served
 from tests.test_locks import queue, until
 
 
@@ -96,6 +106,23 @@ def test_a_retry_joins_the_first_call_s_wait(waiting: Door, later: Any) -> None:
     assert third.result(5)["owner"] == "carol"
 
 
+@pytest.mark.parametrize("keys", [["a"], ["a", "b"]])
+def test_a_retry_for_several_is_answered_as_the_first_call_was(
+    waiting: Door, later: Any, keys: list[str]
+) -> None:
+    held = waiting("locks.acquire", key="a", owner="alice")
+
+    def ask() -> Any:
+        return waiting("locks.acquire_many", keys=keys, owner="bob", wait_seconds=20, _={"key": "k1"})
+
+    first = later(ask)
+    until(lambda: queue(waiting, "a") == ["bob"])
+    waiting("locks.release", key="a", lock_id=held["lock_id"])
+    again = (first.result(5), ask())
+    assert again[1].replayed
+    assert again[0].value == again[1].value
+
+
 def test_a_wait_that_timed_out_may_be_asked_again(waiting: Door) -> None:
     held = waiting("locks.acquire", key="a", owner="alice")
     with pytest.raises(Refused, match="lock_wait_timeout"):
@@ -112,3 +139,72 @@ def test_the_secret_of_a_key_is_not_kept(call: Door) -> None:
     assert first["key"].startswith("syr_")
     assert "key" not in again.value
     assert again["id"] == first["id"]
+
+
+# -- a client that goes away, and asks again ---------------------------------------------------------
+
+
+def keyed(served: Served, lane: Lane) -> Job:
+    """Bob's wish for a lock, under a key."""
+    operation = registry["locks.acquire"]
+    call = Call(DEVELOPER, served.do(namespaces.get(lane.namespace)), idempotency_key="k1")
+    return Job(operation, operation.parse({"key": "a", "owner": "bob", "wait_seconds": 20}), call)
+
+
+async def ask(job: Job) -> Any:
+    return (await runtime.carry_out(job.operation, job.call, job.params)).value
+
+
+def has_what_is_answered(served: Served, lane: Lane, job: Job) -> None:
+    again = orjson.loads(encode(served.do(ask(job))))
+    assert lane("locks.renew", key="a", lock_id=again["lock_id"])["fencing_token"] == again["fencing_token"]
+
+
+def test_what_was_taken_for_a_client_that_went_away_is_its_retry_s(
+    served: Served, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert runtime.engine
+    submit = runtime.engine.submit
+    job = keyed(served, lane)
+
+    def submit_and_go(each: Job) -> None:
+        submit(each)
+        if each.params is job.params and each.future:
+            each.future.cancel()
+
+    monkeypatch.setattr(runtime.engine, "submit", submit_and_go)
+    with pytest.raises(CancelledError):
+        served.do(ask(job))
+    monkeypatch.undo()
+    until(lambda: lane("locks.get", key="a")["is_locked"])
+    time.sleep(0.3)  # for whoever would take it back
+    has_what_is_answered(served, lane, job)
+
+
+def test_a_grant_that_came_before_the_client_s_going_is_its_retry_s(
+    served: Served, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, job = lane("locks.acquire", key="a", owner="alice"), keyed(served, lane)
+    waiting = asyncio.run_coroutine_threadsafe(ask(job), served.loop)
+    until(lambda: queue(lane, "a") == ["bob"])
+    monkeypatch.setattr(
+        runtime.waiters, "notice", lambda entries: None
+    )  # as in a process that hears of it late
+    lane("locks.release", key="a", lock_id=held["lock_id"])
+    waiting.cancel()
+    until(lambda: not runtime.waiters.streams)
+    time.sleep(0.3)
+    has_what_is_answered(served, lane, job)
+
+
+def test_a_replay_that_nobody_hears_is_nothing_to_the_others(served: Served, lane: Lane) -> None:
+    gone, other = keyed(served, lane), keyed(served, lane)
+
+    async def deliver() -> None:
+        gone.future, other.future = (asyncio.get_running_loop().create_future() for _ in range(2))
+        gone.future.cancel()
+        gone.answer_id, gone.value = "kept", Fragment(b"{}")
+        runtime._delivered([gone, other], [])
+        await asyncio.wait_for(other.future, 1)
+
+    served.do(deliver())

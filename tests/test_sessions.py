@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from core.types import encode_cursor
 from tests.doors import Door
 from tests.test_lock_kinds import owners, refused
 from tests.test_locks import queue, until
@@ -106,3 +107,12 @@ def test_places_in_queues_end_with_the_session(waiting: Door, later: Any) -> Non
     for problem in (one.result(5), two.result(5)):
         assert (problem["code"], problem["reason"]) == ("session_ended", "closed")
     assert [queue(waiting, key) for key in ("a", "b", "c")] == [[], [], []]
+
+
+def test_no_cursor_leads_into_another_namespace(call: Door) -> None:
+    """A cursor is a place that the client sends, made up or not: `default` comes before the test's namespace."""
+    kept = call("sessions.open", owner="theirs", ttl_seconds=60, _={"namespace": "default"})
+    mine = call("sessions.open", owner="mine", ttl_seconds=60)
+    found = call("sessions.find", cursor=encode_cursor("!"))
+    assert [session["session_id"] for session in found["items"]] == [mine["session_id"]]
+    call("sessions.close", session_id=kept["session_id"], _={"namespace": "default"})

@@ -8,6 +8,7 @@ import pytest
 from django.core.management import call_command
 from django.utils import timezone
 
+from core.callers import namespaces
 from tests.doors import Door, Lane, Refused, Served
 from tests.test_locks import queue, until
 
@@ -68,6 +69,19 @@ def test_who_goes_on_where_history_is_gone_is_told(lane: Lane, served: Served) -
     from_start = lane("events.read_all", system=True)["events"]
     assert [event["stream_id"] for event in from_start] == ["order-1"]
     assert lane("events.read_all", from_position=2)["events"] == from_start  # its events are all there
+
+
+def test_a_process_that_prunes_late_does_not_note_less(lane: Lane, served: Served) -> None:
+    """Two prune at once, and the slower one is a page behind."""
+    from core.database import pool
+    from core.retention import FORGET, pruned
+
+    number = served.do(namespaces.get(lane.namespace)).number
+    start = number << 40
+    for position in (20, 10):
+        values = {"number": number, "after": start, "until": start + position, "prefix": "$lock:"}
+        served.do(pool.rows(FORGET, {**values, "noted": f"{lane.namespace}/$lock:"}))
+    assert served.do(pruned(lane.namespace)) == 20
 
 
 def test_locks_in_use_are_never_pruned(lane: Lane, served: Served, later: Any) -> None:

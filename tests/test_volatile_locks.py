@@ -338,6 +338,16 @@ def fresh() -> str:
     return f"s{uuid4().hex[:12]}"
 
 
+def test_a_namespace_in_which_somebody_leads_is_not_switched(call: Door, served: Served, fresh: str) -> None:
+    call("namespaces.put", name=fresh)
+    there = {"namespace": fresh}
+    led = call("elections.campaign", name="e", candidate="alice", ttl_seconds=60, _=there)
+    refused = refusal(call, "namespaces.put", name=fresh, locks="volatile")
+    assert (refused.status, refused.code, refused.problem["key"]) == (409, "locks_are_held", "$election:e")
+    call("elections.resign", name="e", lock_id=led["lock_id"], _=there)
+    assert call("namespaces.put", name=fresh, locks="volatile")["locks"] == "volatile"
+
+
 def test_a_namespace_is_made_and_switched(call: Door, served: Served, fresh: str) -> None:
     made = call("namespaces.put", name=fresh, locks="volatile")
     assert set(made.value) == {"name", "locks", "created_at"}

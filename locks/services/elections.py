@@ -221,18 +221,19 @@ def depose(
 
 
 @command(name="elections.withdraw", touches=holds.touches_places)
-def withdraw(tx: Transaction, *, places: list[tuple[str, str, int]], keep: bool) -> Any:
+def withdraw(tx: Transaction, *, places: list[tuple[str, str, int]], reason: str, keep: bool) -> Any:
     """A candidate gives up its place: as `locks.withdraw`."""
-    value = holds.withdraw.function(tx, places=places, keep=keep)
+    value = holds.withdraw.function(tx, places=places, reason=reason, keep=keep)
     lock = tx.get(Lock, places[0][0])
     return leadership_of(lock, value.expires_at) if lock and isinstance(value, Grant) else value
 
 
-FIRST = """select id from locks_claim where id > $1 || '#' and id < $1 || '$' and owner = $2 order by id limit 1"""
+# More than one: those that come first may be of processes that are gone, whose candidates stand again elsewhere.
+FIRST = """select id from locks_claim where id > $1 || '#' and id < $1 || '$' and owner = $2 order by id limit 8"""
 
 
 def candidate_named(tx: Transaction, lock: Lock, candidate: str) -> Claim:
-    """The first claim of a candidate that stands.
+    """The first claim of a candidate that still stands.
 
     Raises: NotCandidate.
     """
@@ -304,7 +305,8 @@ async def candidates(
 ) -> Candidates:
     """Who stands, in the order in which they will lead."""
     address = f"{call.namespace.name}/{ELECTION}{name}"
-    found = await rows(STANDING, [cursor or address + "#", address + "$", limit + 1])
+    start = address + "#"  # whatever the cursor says, nobody of another election
+    found = await rows(STANDING, [max(start, cursor or start), address + "$", limit + 1])
     more = encode_cursor(found[limit - 1][0]) if len(found) > limit else None
     return Candidates([seen(row) for row in found[:limit]], more)
 

@@ -104,9 +104,10 @@ def withdrawn(facts: dict[str, Any], kind: str, data: dict[str, Any]) -> SyrosEr
     if not kind.endswith(".withdrawn"):
         return None
     reason, key = data["reason"], facts["places"][0][0]
-    if reason == "process_gone":
-        # This process stood still, or a retry waits here in the place of a process that was killed.
-        return Unavailable(f"The process that kept your place for {key} was gone. Ask again.")
+    if reason in ("process_gone", "client_gone"):
+        # This process stood still, or a retry waits here in the place of a process that was killed, or of a client
+        # whose going its own process noticed late.
+        return Unavailable(f"Your place for {key} was given up where you first asked. Ask again.")
     if reason == "deadlock":
         return Deadlock(data["words"], key=key, cycle=data["cycle"])
     if reason.startswith("session_"):
@@ -223,7 +224,7 @@ def acquire_many(
     if not wait_seconds:
         raise busy_with(situation(tx, busy))
     refuse_deadlock(tx, party)
-    return queue_up(tx, party, wait_seconds)
+    return queue_up(tx, party, wait_seconds, is_many=True)
 
 
 def granted_now(tx: Transaction, lock: Lock, claim: Claim, session: Session | None) -> Grant:
@@ -473,15 +474,16 @@ def touches_places(params: dict[str, Any]) -> Sequence[tuple[type[Any], str]]:
 
 
 @command(touches=touches_places)
-def withdraw(tx: Transaction, *, places: list[tuple[str, str, int]], keep: bool) -> Any:
-    """A waiter gives up its place: it timed out (`keep`) or its client is gone (give back what it was granted).
+def withdraw(tx: Transaction, *, places: list[tuple[str, str, int]], reason: str, keep: bool) -> Any:
+    """A waiter gives up its place: it `timed_out`, or the `client_gone`.
 
-    Parameters: key, lock_id and ticket of each lock that it wanted at once.
+    Parameters: key, lock_id and ticket of each lock that it wanted at once; `keep`, whether it has what it was
+    granted meanwhile, rather than giving it back.
     """
     key, lock_id, ticket = places[0]
     lead = tx.get(Claim, f"{key}#{ticket:015d}")
     if lead is not None and lead.lock_id == lock_id:
-        pass_on(tx, *leave(tx, lead, "timed_out" if keep else "client_gone"))
+        pass_on(tx, *leave(tx, lead, reason))
     elif holds := [(lock, hold) for each in places for lock, hold in still_held(tx, *each)]:
         if keep and len(holds) == len(places):  # an operator may have taken one of several meanwhile
             grants = [regranted(tx, lock, hold) for lock, hold in holds]

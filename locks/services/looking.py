@@ -222,9 +222,8 @@ async def stats(call: Call, *, prefix: Prefix = "", since: Instant | None = None
     start = since or now - timedelta(hours=1)
     stream = f"$lock:{prefix}"
     found = await rows(STATS, [number, first, stream, stream + "~", start, prefix, len(stream) + 1])
-    return LockStats(
-        max(start, begins) if begins > start else start, [lock_class(*row) for row in found], begins > start
-    )
+    is_partial = first >= number << 40 and begins > start  # a log that is only young is looked at as a whole
+    return LockStats(begins if is_partial else start, [lock_class(*row) for row in found], is_partial)
 
 
 def lock_class(

@@ -117,9 +117,11 @@ def is_orphan(tx: Transaction, claim: Claim) -> bool:
 
 def is_next(tx: Transaction, member: Member, todo: list[Lock]) -> bool:
     lock, claim = member
-    if expire(tx, lock):
+    queued, has_expired = lock.queued, expire(tx, lock)
+    found = first(tx, lock, todo)
+    if has_expired or lock.queued < queued:
         todo.append(lock)  # what came free there may be another's who is before this one
-    return first(tx, lock, todo) is claim and rules.fits(lock, claim, tx.now)
+    return found is claim and rules.fits(lock, claim, tx.now)
 
 
 def lease_of(tx: Transaction, claim: Claim) -> datetime | None:
@@ -170,21 +172,25 @@ def serve(tx: Transaction, party: Sequence[Member], lease_until: datetime | None
 def answer_to(grants: Sequence[tuple[Lock, Claim, rules.Fact]]) -> Any:
     """What the one who waited is answered."""
     lock, lead, fact = grants[0]
-    if lead.lead:
+    if lead.others is not None:
         return Grants([grant_of(*grant) for grant in grants])
     if is_election(lock):
         return leadership_of(lock, fact.data["expires_at"], fact.data["waited_seconds"])
     return grant_of(lock, lead, fact)
 
 
-def queue_up(tx: Transaction, party: Sequence[Member], wait_seconds: float) -> Waiting:
-    """Put claims at the ends of their queues; several are served together."""
+def queue_up(
+    tx: Transaction, party: Sequence[Member], wait_seconds: float, *, is_many: bool = False
+) -> Waiting:
+    """Put claims at the ends of their queues; several are served together. Parameters: `is_many`, whether the answer
+    is to be that of several, also where there is but one."""
     deadline = tx.now + timedelta(seconds=wait_seconds)
     claims = [stored(tx, lock, claim, deadline) for lock, claim in party]
     lead = claims[0]
     lead.answer_id = tx.job.answer_id
-    if len(claims) > 1:
+    if is_many:
         lead.others = encode([claim.id for claim in claims[1:]]).decode()
+    if len(claims) > 1:
         for claim in claims:
             claim.lead = lead.id
     for (lock, _), claim in zip(party, claims, strict=True):

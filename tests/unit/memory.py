@@ -182,7 +182,7 @@ def picture(memory: Memory, after: str, before: str) -> Rows:
 
 
 def standing(memory: Memory, address: str, owner: str) -> Rows:
-    return [(row["id"],) for row in memory.members(Claim, address) if row["owner"] == owner][:1]
+    return [(row["id"],) for row in memory.members(Claim, address) if row["owner"] == owner][:8]
 
 
 def overdue(memory: Memory) -> Rows:

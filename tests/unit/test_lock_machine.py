@@ -465,7 +465,9 @@ class LockMachine(RuleBasedStateMachine):
             return lambda: self.waits_no_more(request)
 
         name = "elections.withdraw" if ELECTION in request.ids else "locks.withdraw"
-        self.add(name, {"places": request.places, "keep": keep}, judge, target=request, about=keep)
+        reason = "timed_out" if keep else "client_gone"
+        params = {"places": request.places, "reason": reason, "keep": keep}
+        self.add(name, params, judge, target=request, about=keep)
 
     def waits_no_more(self, request: Request) -> None:
         assert not any(request in lock.queue for lock in self.referee.locks.values())
@@ -728,6 +730,18 @@ def test_permits_that_run_out_while_another_lock_is_passed_on_go_to_the_first_wa
     assert machine.referee.hold_of("b", machine.requests[3])
 
 
+def test_room_that_a_late_waiter_leaves_while_another_lock_is_passed_on_goes_to_the_next() -> None:
+    machine = LockMachine()
+    machine.acquire("b", HALF, ttl=15, wait=0, session=-1)
+    machine.acquire("a", ONE, ttl=15, wait=0, session=-1)
+    machine.acquire("b", ("exclusive", 2, None), ttl=15, wait=3, session=-1)
+    machine.acquire("b", ONE, ttl=15, wait=40, session=-1)
+    machine.acquire_many(["a", "b"], ONE, ttl=10, wait=40, session=-1)
+    machine.time_passes(count=4)
+    machine._release("locks.release", ("a", machine.requests[1]))
+    assert machine.referee.hold_of("b", machine.requests[3])
+
+
 def test_lock_delay_of_one_of_several_holders_ends() -> None:
     machine = LockMachine()
     machine.open_session(ttl=2, delay=3.0)
@@ -759,6 +773,41 @@ def test_hold_that_two_commands_of_a_batch_look_for_at_once_ends_once() -> None:
     machine.force_release(delay=0.0, key="a")
     machine.acquire("a", ONE, ttl=1, wait=0, session=-1)
     assert machine.referee.hold_of("a", machine.requests[1])
+
+
+def test_waiter_with_a_key_may_come_and_go_in_one_batch() -> None:
+    machine = LockMachine()
+    machine.open_session(ttl=20, delay=0.0)
+    machine.acquire("a", ONE, ttl=15, wait=0, session=-1)
+    machine.together(size=2)
+    machine.acquire("a", ONE, ttl=15, wait=40, session=0)
+    machine.batch[0][0].answer_id = "n/kept"
+    machine.close(choice=0)
+    assert not machine.referee.lock("a").queue
+
+
+def test_candidate_that_stands_again_after_its_process_died_is_transferred_to() -> None:
+    memory = Memory()
+    for name, lasts in (("dead", 3), ("alive", 1000)):
+        memory.rows(Process)[name] = {
+            "id": name, "host": "h", "pid": 1, "started_at": START, "beat_at": START,
+            "expires_at": START + seconds(lasts),
+        }  # fmt: skip
+
+    def campaign(candidate: str, process: str) -> Job:
+        found = job(
+            "elections.campaign", name="e", candidate=candidate, ttl_seconds=900.0, wait_seconds=100.0
+        )
+        memory.run([found], process)
+        return found
+
+    led = campaign("n1", "alive")
+    campaign("n2", "dead")
+    memory.now += seconds(4)
+    campaign("n2", "alive")
+    moved = job("elections.transfer", name="e", lock_id=led.value.lock_id, to="n2")
+    memory.run([moved], "alive")
+    assert (moved.error, moved.value.leader) == (None, "n2")
 
 
 # -- operations that are broken, to see that they are found out --------------------------------------
