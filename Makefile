@@ -1,6 +1,8 @@
 # Everything one does here. Needs only Python 3.11 or newer; the rest goes into .venv and var.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests mostly wait: one process more than there are cores, at least three.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(3, (os.cpu_count() or 2) + 1))')
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-long check fmt bench pins clean
 
@@ -11,7 +13,7 @@ serve: .venv/serves ## start everything: PostgreSQL, Valkey and Syros, for calle
 	@SYROS_DEV=1 LOG_FORMAT=$${LOG_FORMAT:-text} exec $(BIN)/python manage.py serve
 
 test: .venv/tests ## the whole suite, against real PostgreSQL and Valkey
-	$(BIN)/pytest -n auto $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 test-long: .venv/tests ## the long histories: more of the same races and faults
 	$(BIN)/pytest -n auto -m long $(ARGS)

@@ -13,8 +13,9 @@ OLD_ANSWERS = """delete from core_answer where id in (
 # A claim of a process that is not listed counts as one of a process that is gone.
 DEAD_PROCESSES = """delete from core_process where expires_at < clock_timestamp() - interval '1 hour'
     returning id"""
-ENDED_SESSIONS = """delete from core_session where ended_at < clock_timestamp() - interval '10 minutes'
-    returning id"""
+ENDED_SESSIONS = """delete from core_session where id in (
+    select id from core_session where ended_at < clock_timestamp() - interval '10 minutes' limit %s
+    for update skip locked) returning id"""
 
 
 @every(60)
@@ -31,7 +32,8 @@ async def forget_processes() -> None:
 
 @every(60)
 async def forget_sessions() -> None:
-    await rows(ENDED_SESSIONS)
+    while len(await rows(ENDED_SESSIONS, [AT_ONCE])) == AT_ONCE:
+        pass
 
 
 @every(3)

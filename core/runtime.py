@@ -124,7 +124,7 @@ class Runtime:
             await asyncio.sleep(seconds)
             try:
                 await function()
-            except Unavailable:
+            except (Unavailable, OutcomeUnknown):
                 pass
             except Exception:
                 logger.exception("%s broke", function.__name__)
@@ -143,8 +143,11 @@ class Runtime:
                 continue
             if not future.done():
                 future.set_result(None)
-            else:
+                continue
+            try:
                 self._gone(job)
+            except Exception:  # the others of its batch are told all the same
+                logger.exception("%s could not be given back", job.operation.name)
         if entries and self.tail:
             self.tail.committed(entries)
 

@@ -84,7 +84,7 @@ def test_it_is_killed_and_the_next_one_goes_on_where_it_was(all_in_one: Syros) -
             assert renewed["fencing_token"] == grant["fencing_token"]
             page = await client.call("GET", "events/s")
             assert [(e["event_id"], e["data"]) for e in page["events"]] == [(event["event_id"], "kept")]
-            taken = await client.call("POST", "locks", {"key": "next", "owner": "me"})
+            taken = await client.call("POST", "locks", {"key": f"next-{len(took)}", "owner": "me"})
             assert taken["fencing_token"] > 0
 
     grant, event = run(before())

@@ -423,9 +423,12 @@ class Referee:
         """The parties that wait for ever, if somebody queues up as well."""
         locks = {}
         for key, lock in self.locks.items():
-            queue = [*lock.queue, asking] if asking and key in asking.wants else lock.queue
+            queue, capacity = lock.queue, lock.capacity
+            if asking and key in asking.wants:
+                queue = [*queue, asking]
+                capacity = max(capacity, asking.wants[key][1])  # which an idle lock has just taken over
             locks[key] = Queue(
-                lock.capacity,
+                capacity,
                 [(party(hold.request), hold.mode, hold.permits) for hold in lock.holds.values()],
                 [(party(request), request.owner, *request.wants[key]) for request in queue],
             )
