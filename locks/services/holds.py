@@ -15,7 +15,7 @@ from core.sessions import LockDelay, SessionEnded, SessionId, live
 from core.types import Object, Text
 from locks import rules, volatile
 from locks.errors import CapacityMismatch, Deadlock, LockHeld, LockNotHeld, LockWaitTimeout
-from locks.models import Claim, Hold, Lock
+from locks.models import ELECTION, Claim, Hold, Lock
 from locks.services.deadlocks import refuse_deadlock
 from locks.services.queues import (
     Member,
@@ -103,7 +103,7 @@ def withdrawn(facts: dict[str, Any], kind: str, data: dict[str, Any]) -> SyrosEr
     """Why a waiter's place is gone, if that is what the event says."""
     if not kind.endswith(".withdrawn"):
         return None
-    reason, key = data["reason"], facts["places"][0][0]
+    reason, key = data["reason"], name_of(facts)
     if reason in ("process_gone", "client_gone"):
         # This process stood still, or a retry waits here in the place of a process that was killed, or of a client
         # whose going its own process noticed late.
@@ -119,7 +119,13 @@ def timed_out(facts: dict[str, Any], value: Any) -> Any:
     """What a withdrawal at the end of the wait means: a grant after all, or the refusal."""
     if isinstance(value, Grant | Grants):
         return value
-    raise LockWaitTimeout(f"{facts['places'][0][0]} did not come free in time.", **value)
+    raise LockWaitTimeout(f"{name_of(facts)} did not come free in time.", **value)
+
+
+def name_of(facts: dict[str, Any]) -> str:
+    """What is waited for, in the words of who waits."""
+    key: str = facts["places"][0][0]
+    return key.removeprefix(ELECTION)
 
 
 def timed_out_many(facts: dict[str, Any], value: Any) -> Any:
@@ -281,7 +287,7 @@ def set_capacity(lock: Lock, mode: str, permits: int, capacity: int | None) -> N
     if capacity is not None and lock.queued == 0 and rules.is_free(lock):
         lock.capacity = capacity
     if (capacity or lock.capacity) != lock.capacity or permits > lock.capacity:
-        detail = f"{lock.name} has {lock.capacity} permits."
+        detail = f"{lock.name} has a capacity of {lock.capacity}."
         raise CapacityMismatch(detail, key=lock.name, capacity=lock.capacity)
 
 

@@ -47,9 +47,8 @@ def pass_on(tx: Transaction, *locks: Lock) -> None:
                 break
             until = lease_of(tx, claim)
             if claim.session and until is None:
-                rules.delay(
-                    lock, tx.now
-                )  # its session is over, or about to be kept alive: the sweep looks again
+                # Its session is over, or about to be kept alive: the sweep looks again.
+                rules.delay(lock, tx.now)
                 break
             serve(tx, party, until)
             todo += [other for other, _ in party if other is not lock]
