@@ -21,6 +21,7 @@ from core.records import Table, array, columns_of, table
 logger = logging.getLogger("syros.engine")
 
 HEAD = 8  # members of a queue that are loaded at first; then as many again as there are
+ROUNDS = 1000  # in which a batch must have what it needs; a command without end must not keep the others
 RESTARTS = 8  # of a batch that must lock a row before those it has; then PostgreSQL's detector has to do
 
 Model = TypeVar("Model", bound=Aggregate)
@@ -185,6 +186,12 @@ class Transaction:
         """Have these aggregates loaded together, rather than one after another as `at` meets them."""
         if missing := [key for key in keys if key not in self._batch.records]:
             raise Needs(*missing)
+
+    def load_queues(self, model: type[Aggregate], owners: Iterable[Aggregate]) -> None:
+        """Have the heads of these queues loaded together."""
+        known = self._batch.queues
+        if missing := [owner for owner in owners if (model, owner.id) not in known]:
+            raise Needs(*(Head(model, owner.id, "", HEAD) for owner in missing))
 
     def queue(self, model: type[Model], owner: Aggregate, *, whole: bool = False) -> Iterator[Model]:
         """The members of an aggregate's queue (rows `owner#…`) in order; of a long one only the head is loaded,
@@ -437,9 +444,13 @@ class Batch:
 
     def decide(self) -> None:
         """Run every command in arrival order; as long as one needs more, load that and run all again."""
-        while needs := self._attempt():
+        for _ in range(ROUNDS):
+            needs = self._attempt()
+            if not needs:
+                return
             self._reset()
             self.load(needs)
+        raise RuntimeError("a command needs more and more")
 
     def _attempt(self) -> set[Any]:
         needs: set[Any] = set()

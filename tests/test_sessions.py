@@ -1,12 +1,13 @@
 """Sessions: one lease for all that a client holds, through every door."""
 
+import asyncio
 import time
 from typing import Any
 
 import pytest
 
 from core.types import encode_cursor
-from tests.doors import Door
+from tests.doors import Door, Lane, Served
 from tests.test_lock_kinds import owners, refused
 from tests.test_locks import queue, until
 
@@ -116,3 +117,35 @@ def test_no_cursor_leads_into_another_namespace(call: Door) -> None:
     found = call("sessions.find", cursor=encode_cursor("!"))
     assert [session["session_id"] for session in found["items"]] == [mine["session_id"]]
     call("sessions.close", session_id=kept["session_id"], _={"namespace": "default"})
+
+
+def test_what_is_taken_and_closed_in_one_batch_is_gone(lane: Lane, served: Served) -> None:
+    """Commands that come together are decided together, also again and again until all they need is there."""
+    from core.callers import DEVELOPER, Call, namespaces
+    from core.operations import registry
+    from core.runtime import runtime
+
+    session = lane("sessions.open", owner="s")["session_id"]
+    lane("locks.acquire", key="held", owner="o", session_id=session)
+    call = Call(DEVELOPER, served.do(namespaces.get(lane.namespace)), "test")
+
+    def carried(operation: str, **params: Any) -> Any:
+        found = registry[operation]
+        return runtime.carry_out(found, call, found.parse(params))
+
+    async def together() -> list[Any]:
+        how = {"owner": "o", "session_id": session}
+        tasks = [
+            carried("locks.acquire", key="shared", mode="shared", **how),
+            carried("locks.acquire", key="sole", **how),
+            carried("sessions.close", session_id=session),
+            carried("locks.acquire", key="late", **how),
+        ]
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+
+    *taken, closed, late = served.do(together())
+    assert closed.value.reason == "closed"
+    assert getattr(late, "code", "") == "session_ended"
+    for outcome in taken:
+        assert outcome.value.key in {"shared", "sole"}
+    assert [owners(lane, key) for key in ("held", "shared", "sole", "late")] == [[], [], [], []]

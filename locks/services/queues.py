@@ -9,7 +9,7 @@ from typing import Any
 
 from orjson import Fragment
 
-from core.batch import Transaction
+from core.batch import Key, Transaction
 from core.encoding import decode, encode
 from core.models import Answer, Process, Session
 from core.operations import Waiting
@@ -35,6 +35,9 @@ Member = tuple[Lock, Claim]
 
 def pass_on(tx: Transaction, *locks: Lock) -> None:
     """End holds whose time is up and give what is free to who waits. Strict FIFO: nobody overtakes."""
+    for lock in locks:
+        expire(tx, lock)
+    tx.load_queues(Claim, (lock for lock in locks if can_move(tx, lock)))
     todo = list(locks)
     while todo:
         lock = todo.pop()
@@ -278,27 +281,27 @@ def emit(tx: Transaction, lock: Lock, fact: rules.Fact) -> None:
 # -- of a session ------------------------------------------------------------------------------------
 
 HOLDINGS = """select id, null as lock_id from locks_lock where session = $1
-union all select id, lock_id from locks_hold where session = $1
+union all select id, null from locks_hold where session = $1
 union all select id, lock_id from locks_claim where session = $1"""
 
 
 @when_ended
 def let_go(tx: Transaction, session: Session, reason: str) -> None:
     """What ends with a session: its holds, with its lock-delay if it expired, and its places in queues."""
-    held = sorted(set(holdings(tx, session.name)))
-    addresses = sorted({address.partition("#")[0] for address in held})
+    held = sorted(set(holdings(tx, session.name)), key=lambda key: (key[1], key[0].__name__))
+    addresses = sorted({address.partition("#")[0] for _, address in held})
     tx.load(*((Lock, address) for address in addresses))
-    rows = [address for address in held if "#" in address]
-    tx.load(*((model, address) for address in rows for model in (Claim, Hold)))
+    tx.load(*held)
     locks = [lock_of(tx, address) for address in addresses]
     for lock in locks:
         if lock.session == session.name:
             take_back(tx, lock, lock, session, reason)
-    for address in rows:
-        if hold := tx.at(Hold, address):
-            take_back(tx, lock_of(tx, address), hold, session, reason)
-        if claim := tx.at(Claim, address):
-            leave(tx, claim, f"session_{reason}")
+    for model, address in held:
+        found = tx.at(model, address)
+        if isinstance(found, Hold):
+            take_back(tx, lock_of(tx, address), found, session, reason)
+        elif isinstance(found, Claim):
+            leave(tx, found, f"session_{reason}")
     pass_on(tx, *locks)
 
 
@@ -311,13 +314,16 @@ def take_back(tx: Transaction, lock: Lock, hold: Lock | Hold, session: Session, 
         finish(tx, lock, hold, "released", by="session_closed")
 
 
-def holdings(tx: Transaction, session: str) -> Iterator[str]:
-    """Addresses of what a session holds and waits for; of a waiter also that of the hold it may have become."""
+def holdings(tx: Transaction, session: str) -> Iterator[Key]:
+    """What a session holds and waits for; of a waiter also the hold that it may have become. What this batch made has
+    ids that are others when it is decided again: it is never asked of the database."""
     for address, lock_id in tx.look(HOLDINGS, session):
-        yield address
         if lock_id:
-            yield f"{address.partition('#')[0]}#{lock_id}"
+            yield Claim, address
+            yield Hold, f"{address.partition('#')[0]}#{lock_id}"
+        else:
+            yield Hold if "#" in address else Lock, address
     for model in (Lock, Hold, Claim):
         for found in tx.loaded(model):
             if found.session == session:  # type: ignore[attr-defined]
-                yield found.id
+                yield model, found.id

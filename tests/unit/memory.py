@@ -150,10 +150,8 @@ def of_session(memory: Memory, model: type[Any], session: str) -> list[Row]:
 
 
 def holdings(memory: Memory, session: str) -> Rows:
-    found: Rows = [(row["id"], None) for row in of_session(memory, Lock, session)]
-    return found + [
-        (row["id"], row["lock_id"]) for m in (Hold, Claim) for row in of_session(memory, m, session)
-    ]
+    found: Rows = [(row["id"], None) for m in (Lock, Hold) for row in of_session(memory, m, session)]
+    return found + [(row["id"], row["lock_id"]) for row in of_session(memory, Claim, session)]
 
 
 def suspect(memory: Memory, session: str, wanted: str) -> Rows:
