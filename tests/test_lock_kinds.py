@@ -123,9 +123,9 @@ def test_who_wants_more_permits_is_not_overtaken(waiting: Door, later: Any) -> N
 def test_a_permit_that_runs_out_goes_to_the_next(waiting: Door) -> None:
     waiting("locks.acquire", key="a", owner="short", capacity=2, ttl_seconds=TTL)
     waiting("locks.acquire", key="a", owner="long", ttl_seconds=60)
-    started = time.monotonic()
-    assert waiting("locks.acquire", key="a", owner="next", wait_seconds=20)["owner"] == "next"
-    assert time.monotonic() - started < TTL + 1.5
+    grant = waiting("locks.acquire", key="a", owner="next", wait_seconds=20)
+    assert grant["owner"] == "next"
+    assert grant["waited_seconds"] < TTL + 1
 
 
 # -- several at once ---------------------------------------------------------------------------------
@@ -233,11 +233,11 @@ def test_all_holders_lose_a_shared_lock_and_are_told(call: Door) -> None:
 def test_a_lock_delay_keeps_the_lock_from_everybody_and_is_told(waiting: Door) -> None:
     waiting("locks.acquire", key="a", owner="o")
     waiting("locks.force_release", key="a", reason="drain", lock_delay_seconds=0.8)
-    started = time.monotonic()
     problem = refused(waiting, "locks.acquire", key="a", owner="p")
     assert (problem["code"], problem["holders"]) == ("lock_held", [])
     assert problem["lock_delay_until"]
     assert 0 < problem["retry_after_seconds"] <= 0.8
     assert waiting("locks.get", key="a")["lock_delay_until"] == problem["lock_delay_until"]
-    assert waiting("locks.acquire", key="a", owner="p", wait_seconds=20)["owner"] == "p"
-    assert 0.5 < time.monotonic() - started < 2.3
+    grant = waiting("locks.acquire", key="a", owner="p", wait_seconds=20)
+    assert grant["acquired_at"] >= problem["lock_delay_until"]
+    assert grant["waited_seconds"] < 0.8 + 1

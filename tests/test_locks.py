@@ -225,9 +225,9 @@ def test_a_waiter_gets_the_lock_when_it_is_released(waiting: Door, later: Any) -
 
 def test_a_waiter_gets_the_lock_when_it_expires(waiting: Door) -> None:
     waiting("locks.acquire", key="a", owner="alice", ttl_seconds=TTL)
-    started = time.monotonic()
-    assert waiting("locks.acquire", key="a", owner="bob", wait_seconds=20)["owner"] == "bob"
-    assert time.monotonic() - started < TTL + 1.5  # P2: TTL + 1 s, and a busy machine
+    grant = waiting("locks.acquire", key="a", owner="bob", wait_seconds=20)
+    assert grant["owner"] == "bob"
+    assert grant["waited_seconds"] < TTL + 1  # P2
 
 
 def test_waiters_are_served_in_order(waiting: Door, later: Any) -> None:

@@ -920,4 +920,4 @@ def test_broken_operation_is_found_out(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(*BROKEN[name])
     monkeypatch.setattr(batch.logger, "exception", nothing)
     with pytest.raises(AssertionError):
-        run(400, stateful_step_count=50, phases=[Phase.generate])
+        run(1500, stateful_step_count=50, phases=[Phase.generate])
