@@ -1,8 +1,7 @@
 # Everything one does here. Needs only Python 3.11 or newer; the rest goes into .venv and var.
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests mostly wait: one process more than there are cores, at least three.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(3, (os.cpu_count() or 2) + 1))')
+WORKERS ?= auto
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-long check fmt bench pins clean
 

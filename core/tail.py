@@ -165,7 +165,7 @@ class Tail:
         if not following.catching_up:
             following.catching_up = True
             task = asyncio.create_task(self._catch_up(following))
-            task.add_done_callback(lambda done: done.exception())
+            task.add_done_callback(forgotten)
 
     async def _catch_up(self, following: Following) -> None:
         try:
@@ -329,7 +329,13 @@ class Tail:
         """Rights, credentials or namespaces changed: every process forgets what it remembers of them."""
         forget_access()
         task = asyncio.create_task(self.tell("access"))
-        task.add_done_callback(lambda done: done.exception())
+        task.add_done_callback(forgotten)
+
+
+def forgotten(task: "asyncio.Task[Any]") -> None:
+    """What became of it is nobody's business: it is tried again, or the process stops."""
+    if not task.cancelled():
+        task.exception()
 
 
 def forget_access() -> None:

@@ -63,9 +63,7 @@ def test_both_take_their_share(house: House, before: set[int], pair: Syros) -> N
         for client in clients:  # each on its own connection, so always the same process
             commands.append((await client.call("GET", "/health"))["parts"]["engine"]["commands"])
             client.hang_up()
-        shares = sorted(set(commands))
-        assert len(shares) == 2, commands
-        assert min(shares) > 5
+        assert all(5 < share < 35 for share in commands), commands  # of 40; it may be 20 each
 
     run(story())
 
