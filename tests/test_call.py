@@ -78,7 +78,7 @@ def test_a_refusal_names_every_bad_field() -> None:
         assert f"\n  {line}" in err
 
 
-def test_an_unknown_namespace_is_refused() -> None:
+def test_an_unknown_namespace_is_refused(database: None) -> None:
     code, _, err = call("nowhere", "locks.get", "key=a")
     assert code == 1
     assert "not_found: There is no such namespace." in err
