@@ -27,6 +27,11 @@ class JSONTextField(models.TextField):  # type: ignore[type-arg]
         return "json"
 
 
+def between(namespace: str, prefix: str = "") -> tuple[str, str]:
+    """The addresses between which a namespace's rows are whose names begin so: `~` comes after all that names hold."""
+    return f"{namespace}/{prefix}", f"{namespace}/{prefix}~"
+
+
 class Aggregate(models.Model):
     """A row that the engine loads, locks and stores. Its id is its address: `namespace/name`."""
 

@@ -5,6 +5,7 @@ before that, and wants that kind, is told rather than served with gaps.
 """
 
 from core.database import Pool, pool
+from core.models import between
 
 AT_ONCE = 5000  # events that a statement looks at
 # The next events of a log that are old enough, whatever they are: each is looked at once. The last event of a log
@@ -51,6 +52,6 @@ async def next_old(number: int, after: int, days: float, database: Pool) -> int 
 
 async def pruned(namespace: str) -> int:
     """Up to which position some kind of a namespace's system streams is gone."""
-    ((position,),) = await pool.rows(PRUNED, [f"{namespace}/", f"{namespace}/~"])
+    ((position,),) = await pool.rows(PRUNED, between(namespace))
     found: int = position
     return found

@@ -18,7 +18,7 @@ from core.callers import SYSTEM, Call, namespaces
 from core.database import Row, rows
 from core.engine import outages, promotions
 from core.errors import Conflict, NotFound
-from core.models import Session
+from core.models import Session, between
 from core.operations import command, query, refused
 from core.runtime import every, runtime
 from core.types import Cursor, Limit, Object, Text, encode_cursor
@@ -212,11 +212,11 @@ async def find(
     call: Call, *, owner: Text | None = None, limit: Limit = 50, cursor: Cursor | None = None
 ) -> Sessions:
     """The sessions that live, in the order of their ids; of one owner, if that is said."""
-    start = f"{call.namespace.name}/"
+    start, end = between(call.namespace.name)
     found = await rows(
         f"{COLUMNS} where ended_at is null and id > %s and id < %s and (%s::text is null or owner = %s) "
         "order by id limit %s",
-        [max(start, cursor or start), start + "~", owner, owner, limit + 1],  # never before this namespace
+        [max(start, cursor or start), end, owner, owner, limit + 1],  # never before this namespace
     )
     items = [seen(row) for row in found[:limit]]
     return Sessions(items, encode_cursor(start + items[-1].session_id) if len(found) > limit else None)

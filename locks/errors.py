@@ -1,10 +1,22 @@
 """What a lock can refuse."""
 
+from typing import Any
+
 from core.errors import Conflict, NotFound
 
 
 class LockHeld(Conflict):
     """The lock is held, others wait for it, or its lock-delay is not over."""
+
+
+def busy_with(about: dict[str, Any]) -> LockHeld:
+    """The refusal that fits the situation: key, holders, queue_length, lock_delay_until."""
+    key, owners = about["key"], [holder["owner"] for holder in about["holders"]]
+    if owners:
+        return LockHeld(f"{key} is held by {owners[0]}{' and others' if owners[1:] else ''}.", **about)
+    if about["lock_delay_until"]:
+        return LockHeld(f"{key} is kept from everybody for a while, by a lock-delay.", **about)
+    return LockHeld(f"Others wait for {key}.", **about)
 
 
 class LockWaitTimeout(Conflict):

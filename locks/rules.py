@@ -66,6 +66,11 @@ def fits(lock: Lock, claim: Claim, now: datetime) -> bool:
     return lock.shared == 0 and lock.used + claim.permits <= lock.capacity
 
 
+def has_capacity(lock: Lock, permits: int, capacity: int | None) -> bool:
+    """Can so many permits ever be had, of the capacity that is asked for?"""
+    return permits <= lock.capacity and capacity in (None, lock.capacity)
+
+
 def is_sole(lock: Lock, claim: Claim) -> bool:
     """Would it leave room for no other? Then it stands on the lock's row."""
     return claim.mode == "exclusive" and claim.permits == lock.capacity
@@ -91,6 +96,12 @@ def mark(lock_id: str | None) -> str:
 
 
 # -- what becomes so ---------------------------------------------------------------------------------
+
+
+def offer_capacity(lock: Lock, capacity: int | None) -> None:
+    """A lock that nobody holds or waits for takes the capacity that is asked for."""
+    if capacity is not None and lock.queued == 0 and is_free(lock):
+        lock.capacity = capacity
 
 
 def next_token(lock: Lock, epoch: int, floor: int) -> int:

@@ -19,6 +19,7 @@ Permits = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Capacity = Annotated[int | None, Field(ge=1, le=2**31 - 1)]
 OptionalTtl = Annotated[_Seconds | None, _TTL]
 WaitSeconds = Annotated[Wait, Field(validation_alias=AliasChoices("wait_seconds", "wait_timeout_seconds"))]
+TTL = 30.0  # seconds, unless said
 Mode = Literal["exclusive", "shared"]
 Keys = Annotated[list[Key], Field(min_length=1, max_length=64)]
 

@@ -22,13 +22,14 @@ from orjson import Fragment
 from core.callers import SYSTEM, Call, Namespace
 from core.database import rows
 from core.errors import NotInVolatileNamespace, SyrosError, Unavailable
+from core.models import between
 from core.operations import registry
 from core.runtime import closing, every, runtime, stopping
 from core.types import encode_cursor
 from core.valkey import Script, Valkey, Word, away
-from locks.errors import LockHeld, LockNotHeld, LockWaitTimeout
+from locks.errors import LockNotHeld, LockWaitTimeout, busy_with
 from locks.models import ELECTION
-from locks.types import Currency, Grant, Holder, Locks, LockState, LockSummary, Released, Waiter
+from locks.types import TTL, Currency, Grant, Holder, Locks, LockState, LockSummary, Released, Waiter
 from rbac.errors import LocksAreHeld
 from rbac.services import before_switching
 
@@ -38,7 +39,6 @@ LOOK_AT = (
     1000  # locks, in one step of a search, waiters, in one of the patrol: nobody else is served meanwhile
 )
 LOOKS = 50  # of such steps at most for one page
-TTL = 30.0  # seconds, unless said
 PAUSES = (0.1, 0.5, 1, 2, 5, 10, 20)  # between attempts to give back what nobody will come for
 # A block of tokens that nobody has given out, whatever became of Redis: the floor is the end of the last block, and
 # durable. Epoch, failover and raise_epoch count as for durable locks, and a block lasts a million grants.
@@ -191,7 +191,7 @@ async def take(place: Place, metadata: str, wait_seconds: float) -> Grant:
         if answer[0] == "granted":
             return place.grant(*answer[1:])
         if answer[0] == "held":
-            raise LockHeld(held_by(place.key, answer[1]), **situation(place.key, *answer[1:]))
+            raise busy_with(situation(place.key, *answer[1:]))
         place.since, place.is_queued = answer[1], True
         return await wait(place, wait_seconds)
     finally:
@@ -253,10 +253,6 @@ async def give_back(place: Place) -> None:
         if runtime.stopping:
             return
         await asyncio.sleep(pause)
-
-
-def held_by(key: str, owner: str) -> str:
-    return f"{key} is held by {owner}." if owner else f"Others wait for {key}."
 
 
 def situation(key: str, owner: str, ends: int, queued: int, now: int) -> dict[str, Any]:
@@ -459,9 +455,8 @@ async def check_durable(namespace: Namespace) -> None:
     """Raises: LocksAreHeld, for what there is of durable locks only."""
     if (await registry["sessions.find"].function(Call(SYSTEM, namespace))).items:
         raise LocksAreHeld("Sessions are open.")
-    elections = f"{namespace.name}/{ELECTION}"
-    for (address,) in await rows(LED, [elections, elections + "~"]):
-        raise LocksAreHeld(f"{address.removeprefix(elections)} is led.", key=address.partition("/")[2])
+    for (address,) in await rows(LED, between(namespace.name, ELECTION)):
+        raise LocksAreHeld(f"{address.partition(ELECTION)[2]} is led.", key=address.partition("/")[2])
 
 
 before_switching.append(check_switch)

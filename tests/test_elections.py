@@ -27,6 +27,12 @@ def test_a_candidate_leads_at_once_where_nobody_does(call: Door) -> None:
     assert (problem["code"], problem["leader"], problem["value"]) == ("election_held", "n1", {"url": "x"})
 
 
+def test_what_a_leader_says_is_kept_as_it_is(call: Door) -> None:
+    for number, value in enumerate(({}, None, [], "", 0)):
+        assert call("elections.campaign", name=f"e{number}", candidate="n", value=value)["value"] == value
+        assert call("elections.leader", name=f"e{number}")["value"] == value
+
+
 def test_an_unknown_election_has_no_leader(call: Door) -> None:
     found = call("elections.get", name="x")
     assert (found["leader"], found["fencing_token"], found["candidates"]) == (None, 0, [])

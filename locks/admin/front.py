@@ -7,9 +7,10 @@ from django.urls import reverse
 from django.utils.http import urlencode
 
 from core.console import Figure, Panel, fetch, on_front_page, span, when
+from core.models import between
 from locks.admin.holding import Holding, holdings, lock_link, owners_of
 from locks.models import ELECTION
-from locks.services.deadlocks import PICTURE, SUSPECTS, bounds, picture
+from locks.services.deadlocks import PICTURE, SUSPECTS, picture
 from locks.waits import Stake, cycles
 
 SUSPECTED = 5  # namespaces that are looked into for deadlocks
@@ -109,7 +110,7 @@ def deadlocks() -> Iterable[Panel]:
     rows = [
         [namespace, " → ".join(told(claim) for claim in cycle), lock_link(f"{namespace}/{cycle[0].lock.key}")]
         for (namespace,) in fetch(SUSPECTS)[:SUSPECTED]
-        for cycle in cycles(picture(fetch(PICTURE.format("%s", "%s"), bounds(namespace))).values())
+        for cycle in cycles(picture(fetch(PICTURE.format("%s", "%s"), between(namespace))).values())
     ]
     if rows:
         note = "The youngest request of each is refused within a second. Over the API: locks.waits_for."

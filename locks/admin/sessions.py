@@ -22,7 +22,7 @@ from core.console import (
     stored_json,
     when,
 )
-from core.models import Session
+from core.models import Session, between
 from locks.admin.holding import lock_link, permits_of, times
 from locks.models import Claim
 
@@ -150,7 +150,7 @@ def of_many(number: int) -> str:
 
 
 def bounds(session: Session) -> list[str]:
-    return [session.name, f"{session.namespace}/", f"{session.namespace}/~"]
+    return [session.name, *between(session.namespace)]
 
 
 def holds_panel(session: Any) -> Panel:

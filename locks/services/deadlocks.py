@@ -6,6 +6,7 @@ from typing import Any
 from core.batch import Transaction
 from core.callers import SYSTEM, Call, namespaces
 from core.database import rows
+from core.models import between
 from core.operations import command, query, refused
 from core.runtime import every, runtime
 from locks.errors import Deadlock
@@ -63,11 +64,7 @@ def is_suspect(tx: Transaction, session: str, party: Sequence[Member]) -> bool:
 
 
 def picture_of(tx: Transaction) -> dict[str, Contention]:
-    return picture(tx.look(PICTURE.format("$1", "$2"), *bounds(tx.call.namespace.name)))
-
-
-def bounds(namespace: str) -> tuple[str, str]:
-    return f"{namespace}/", f"{namespace}/~"
+    return picture(tx.look(PICTURE.format("$1", "$2"), *between(tx.call.namespace.name)))
 
 
 def picture(found: Iterable[Sequence[Any]]) -> dict[str, Contention]:
@@ -124,7 +121,7 @@ def break_deadlock(tx: Transaction, *, name: str) -> bool:
 async def break_deadlocks() -> None:
     """Cycles of those who queued at once: the youngest request of each is refused."""
     for (namespace,) in await rows(SUSPECTS):
-        locks = picture(await rows(PICTURE.format("%s", "%s"), bounds(namespace)))
+        locks = picture(await rows(PICTURE.format("%s", "%s"), between(namespace)))
         call = Call(SYSTEM, await namespaces.get(namespace))
         for cycle in cycles(locks.values()):
             claims = [claim for claim in cycle if claim.is_session]  # a caller without one holds nothing
@@ -140,7 +137,7 @@ async def waits_for(call: Call) -> WaitsFor:
     `cycles` are deadlocks, each as the ids of its nodes; they are seen only for a moment, because the youngest
     request of each is refused. A node is a session, or a caller without one, who is only ever on one lock.
     """
-    locks = picture(await rows(PICTURE.format("%s", "%s"), bounds(call.namespace.name))).values()
+    locks = picture(await rows(PICTURE.format("%s", "%s"), between(call.namespace.name))).values()
     nodes = {stake.party: stake for lock in locks for stake in (*lock.holds, *lock.queue)}
     return WaitsFor(
         [Node(party, "session" if s.is_session else "caller", s.owner) for party, s in nodes.items()],

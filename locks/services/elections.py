@@ -11,6 +11,7 @@ from orjson import Fragment
 from core.batch import Transaction
 from core.callers import Call
 from core.database import rows
+from core.models import between
 from core.operations import Waiting, Waits, command, query, refused
 from core.sessions import LockDelay, SessionId
 from core.types import Cursor, Json, Limit, Prefix, Text, encode_cursor
@@ -20,9 +21,8 @@ from locks.models import ELECTION, Claim, Lock
 from locks.services import holds
 from locks.services.deadlocks import refuse_deadlock
 from locks.services.queues import (
-    emit,
     finish,
-    give,
+    grant_now,
     leadership_of,
     lease_of,
     pass_on,
@@ -103,12 +103,11 @@ def campaign(
     """
     key = f"{ELECTION}{name}"
     lock = tx.get(Lock, key) or tx.add(Lock, key)
-    session = holds.session_for(tx, session_id, ttl_seconds)
+    asker = holds.asker_for(tx, candidate, ttl_seconds, session_id, value)
     refresh(tx, lock)
-    claim = holds.claim_for(tx, lock, candidate, "exclusive", 1, session, ttl_seconds, value)
-    if lock.queued == 0 and rules.fits(lock, claim, tx.now):
-        fact = give(tx, lock, claim, session.expires_at if session else None)
-        emit(tx, lock, fact)
+    claim = holds.claim_for(tx, lock, asker, "exclusive", 1)
+    if holds.first_busy(tx, [(lock, claim)]) is None:
+        fact = grant_now(tx, lock, claim, asker.session)
         return leadership_of(lock, fact.data["expires_at"])
     if not wait_seconds:
         about = {"leader": lock.owner, "value": Fragment(lock.metadata or "null"), "candidates": lock.queued}
@@ -223,7 +222,7 @@ def depose(
 @command(name="elections.withdraw", touches=holds.touches_places)
 def withdraw(tx: Transaction, *, places: list[tuple[str, str, int]], reason: str, keep: bool) -> Any:
     """A candidate gives up its place: as `locks.withdraw`."""
-    value = holds.withdraw.function(tx, places=places, reason=reason, keep=keep)
+    value = holds.give_up(tx, places, reason, keep)
     lock = tx.get(Lock, places[0][0])
     return leadership_of(lock, value.expires_at) if lock and isinstance(value, Grant) else value
 
@@ -292,11 +291,19 @@ def seen(row: Sequence[Any]) -> Candidate:
     return Candidate(owner, Fragment(value or "null"), *about)
 
 
+def summary(row: Sequence[Any]) -> ElectionSummary:
+    address, token, queued, leader, _, _, _, value, is_led = row
+    name = address.partition(ELECTION)[2]
+    if not is_led:
+        return ElectionSummary(name, None, None, token, queued)
+    return ElectionSummary(name, leader, Fragment(value or "null"), token, queued)
+
+
 @query("GET elections/{name}/leader", name="elections.leader", returns=ElectionSummary, volatile=refused)
 async def leader(call: Call, *, name: ElectionName) -> ElectionSummary:
     """Who leads, and what it says; nobody, if `leader` is null."""
-    found = await get.function(call, name=name)
-    return ElectionSummary(name, found.leader, found.value, found.fencing_token, found.candidate_count)
+    found = await rows(f"{LED} where l.id = %s", [f"{call.namespace.name}/{ELECTION}{name}"])
+    return summary(found[0]) if found else ElectionSummary(name, None, None, 0, 0)
 
 
 @query("GET elections/{name}/candidates", name="elections.candidates", returns=Candidates, volatile=refused)
@@ -316,19 +323,10 @@ async def find(
     call: Call, *, prefix: Prefix = "", limit: Limit = 50, cursor: Cursor | None = None
 ) -> Elections:
     """The elections there have been lately, by name."""
-    start = f"{call.namespace.name}/{ELECTION}"
+    start, end = between(call.namespace.name, ELECTION + prefix)
     found = await rows(
         f"{LED} where l.id > %s and l.id >= %s and l.id < %s order by l.id limit %s",
-        [cursor or "", start + prefix, start + prefix + "~", limit + 1],
+        [cursor or "", start, end, limit + 1],
     )
-    items = [
-        ElectionSummary(
-            address[len(start) :],
-            who if is_led else None,
-            Fragment(value or "null") if is_led else None,
-            token,
-            n,
-        )
-        for address, token, n, who, _, _, _, value, is_led in found[:limit]
-    ]
+    items = [summary(row) for row in found[:limit]]
     return Elections(items, encode_cursor(found[limit - 1][0]) if len(found) > limit else None)

@@ -1,8 +1,5 @@
 """Fencing tokens: whether one is current, and what was refused because one was not."""
 
-from collections.abc import Sequence
-from typing import Any
-
 from core.batch import Transaction
 from core.callers import Call
 from core.database import rows
@@ -12,12 +9,9 @@ from core.operations import Fence, command, guard, query, refused
 from core.types import Cursor, Limit, Token, encode_cursor
 from locks import rules, volatile
 from locks.models import Lock
+from locks.services.holds import touches
 from locks.services.queues import all_holds
 from locks.types import Currency, Key, Violation, Violations
-
-
-def touches(params: dict[str, Any]) -> Sequence[tuple[type[Any], str]]:
-    return ((Lock, params["key"]),)
 
 
 def is_current(tx: Transaction, lock: Lock | None, token: int) -> bool:

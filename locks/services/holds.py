@@ -1,6 +1,7 @@
 """Taking locks, one or several, and giving them back."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from secrets import token_hex
 from typing import Annotated, Any
@@ -14,15 +15,14 @@ from core.operations import Waiting, Waits, command, refused
 from core.sessions import LockDelay, SessionEnded, SessionId, live
 from core.types import Object, Text
 from locks import rules, volatile
-from locks.errors import CapacityMismatch, Deadlock, LockHeld, LockNotHeld, LockWaitTimeout
+from locks.errors import CapacityMismatch, Deadlock, LockNotHeld, LockWaitTimeout, busy_with
 from locks.models import ELECTION, Claim, Hold, Lock
 from locks.services.deadlocks import refuse_deadlock
 from locks.services.queues import (
     Member,
     all_holds,
-    emit,
     finish,
-    give,
+    grant_now,
     grant_of,
     is_orphan,
     leave,
@@ -31,6 +31,7 @@ from locks.services.queues import (
     refresh,
 )
 from locks.types import (
+    TTL,
     Capacity,
     ForceReleased,
     Grant,
@@ -47,7 +48,6 @@ from locks.types import (
     WaitSeconds,
 )
 
-TTL = 30.0  # seconds, unless said
 ROW = "h"  # how the lock_id of a hold ends that has a row of its own, so that it is loaded with the batch
 SHOWN = 8  # holders that a refusal names
 
@@ -87,10 +87,7 @@ def granted(facts: dict[str, Any], kind: str, data: dict[str, Any]) -> Any:
 def granted_many(facts: dict[str, Any], kind: str, data: dict[str, Any]) -> Any:
     if kind == "lock.acquired":
         ids = {key: lock_id for key, lock_id, _ in facts["places"]}
-        told = data.get("grants") or [
-            {"key": facts["places"][0][0], **{name: data[name] for name in GRANTED}}
-        ]
-        return {"grants": [{"lock_id": ids[grant["key"]], **grant} for grant in told]}
+        return {"grants": [{"lock_id": ids[grant["key"]], **grant} for grant in data["grants"]]}
     return withdrawn(facts, kind, data)
 
 
@@ -172,19 +169,11 @@ def acquire(
     Errors: `lock_held` (409, with holders, retry_after_seconds and lock_delay_until), `lock_wait_timeout` (409),
     `capacity_mismatch` (409), `deadlock` (409, with the cycle), `session_not_found` (404), `session_ended` (409).
     """
-    lock = tx.get(Lock, key) or tx.add(Lock, key)
-    session = session_for(tx, session_id, ttl_seconds)
-    refresh(tx, lock)
-    set_capacity(lock, mode, permits, capacity)
-    claim = claim_for(tx, lock, owner, mode, permits, session, ttl_seconds, metadata)
-    if lock.queued == 0 and rules.fits(lock, claim, tx.now):
-        fact = give(tx, lock, claim, session.expires_at if session else None)
-        emit(tx, lock, fact)
-        return grant_of(lock, claim, fact)
-    if not wait_seconds:
-        raise busy_with(situation(tx, lock))
-    refuse_deadlock(tx, [(lock, claim)])
-    return queue_up(tx, [(lock, claim)], wait_seconds)
+    asker = asker_for(tx, owner, ttl_seconds, session_id, None if metadata == "{}" else metadata)
+    member = member_of(tx, asker, key, mode, permits, capacity)
+    if (busy := first_busy(tx, [member])) is None:
+        return grant_of(*member, grant_now(tx, *member, asker.session))
+    return wait_for(tx, [member], busy, wait_seconds)
 
 
 @command(
@@ -216,27 +205,68 @@ def acquire_many(
     Errors: as `locks.acquire`; `lock_held` names the first key that has no room.
     """
     wanted = wanted_of(keys, items)
-    session = session_for(tx, session_id, ttl_seconds)
-    party: list[Member] = []
-    for item in sorted(wanted, key=lambda item: item.key):
-        lock = tx.get(Lock, item.key) or tx.add(Lock, item.key)
-        refresh(tx, lock)
-        set_capacity(lock, item.mode, item.permits, item.capacity)
-        claim = claim_for(tx, lock, owner, item.mode, item.permits, session, ttl_seconds, metadata)
-        party.append((lock, claim))
-    busy = next((lock for lock, claim in party if lock.queued or not rules.fits(lock, claim, tx.now)), None)
-    if busy is None:
-        return Grants([granted_now(tx, *member, session) for member in party])
+    asker = asker_for(tx, owner, ttl_seconds, session_id, None if metadata == "{}" else metadata)
+    party = [
+        member_of(tx, asker, item.key, item.mode, item.permits, item.capacity)
+        for item in sorted(wanted, key=lambda item: item.key)
+    ]
+    if (busy := first_busy(tx, party)) is None:
+        return Grants([grant_of(*member, grant_now(tx, *member, asker.session)) for member in party])
+    return wait_for(tx, party, busy, wait_seconds, is_many=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks for locks, and whose lease theirs is."""
+
+    owner: str
+    session: Session | None
+    ttl_seconds: float
+    metadata: str | None
+
+
+def asker_for(
+    tx: Transaction, owner: str, ttl_seconds: float | None, session_id: str | None, metadata: str | None
+) -> Asker:
+    """Raises: Invalid, SessionNotFound, SessionEnded."""
+    if session_id is None:
+        return Asker(owner, None, ttl_seconds or TTL, metadata)
+    refuse_ttl(ttl_seconds)
+    session = live(tx, session_id)
+    return Asker(owner, session, session.ttl_seconds, metadata)
+
+
+def member_of(
+    tx: Transaction, asker: Asker, key: str, mode: str, permits: int, capacity: int | None
+) -> Member:
+    """A lock as it is now, and the claim that is laid to it.
+
+    Raises: CapacityMismatch, Invalid.
+    """
+    lock = tx.get(Lock, key) or tx.add(Lock, key)
+    refresh(tx, lock)
+    if mode == "shared" and permits != 1:
+        raise Invalid([{"pointer": "/permits", "code": "shared", "detail": "a shared hold takes no permits"}])
+    rules.offer_capacity(lock, capacity)
+    if not rules.has_capacity(lock, permits, capacity):
+        detail = f"{lock.name} has a capacity of {lock.capacity}."
+        raise CapacityMismatch(detail, key=lock.name, capacity=lock.capacity)
+    return lock, claim_for(tx, lock, asker, mode, permits)
+
+
+def first_busy(tx: Transaction, party: Sequence[Member]) -> Lock | None:
+    """The first lock that has no room, or for which others wait."""
+    return next((lock for lock, claim in party if lock.queued or not rules.fits(lock, claim, tx.now)), None)
+
+
+def wait_for(
+    tx: Transaction, party: Sequence[Member], busy: Lock, wait_seconds: float, *, is_many: bool = False
+) -> Waiting:
+    """Raises: LockHeld, Deadlock."""
     if not wait_seconds:
         raise busy_with(situation(tx, busy))
     refuse_deadlock(tx, party)
-    return queue_up(tx, party, wait_seconds, is_many=True)
-
-
-def granted_now(tx: Transaction, lock: Lock, claim: Claim, session: Session | None) -> Grant:
-    fact = give(tx, lock, claim, session.expires_at if session else None)
-    emit(tx, lock, fact)
-    return grant_of(lock, claim, fact)
+    return queue_up(tx, party, wait_seconds, is_many=is_many)
 
 
 def wanted_of(keys: list[str] | None, items: list[Item] | None) -> list[Item]:
@@ -246,7 +276,7 @@ def wanted_of(keys: list[str] | None, items: list[Item] | None) -> list[Item]:
     """
     if (keys is None) == (items is None):
         raise Invalid([{"pointer": "/keys", "code": "one_of", "detail": "either keys or items"}])
-    found = [Item(key=key) for key in keys] if keys is not None else items or []
+    found = [Item.model_construct(key=key) for key in keys] if keys is not None else items or []
     name = "keys" if keys is not None else "items"
     seen: dict[str, int] = {}
     errors = [
@@ -259,17 +289,6 @@ def wanted_of(keys: list[str] | None, items: list[Item] | None) -> list[Item]:
     return found
 
 
-def session_for(tx: Transaction, session_id: str | None, ttl_seconds: float | None) -> Session | None:
-    """The session that is to hold, if one is named.
-
-    Raises: Invalid, SessionNotFound, SessionEnded.
-    """
-    if session_id is None:
-        return None
-    refuse_ttl(ttl_seconds)
-    return live(tx, session_id)
-
-
 def refuse_ttl(ttl_seconds: float | None) -> None:
     """Raises: Invalid."""
     if ttl_seconds is not None:
@@ -277,35 +296,12 @@ def refuse_ttl(ttl_seconds: float | None) -> None:
         raise Invalid([{"pointer": "/ttl_seconds", "code": "with_session", "detail": detail}])
 
 
-def set_capacity(lock: Lock, mode: str, permits: int, capacity: int | None) -> None:
-    """An idle lock takes the capacity that is asked for.
-
-    Raises: CapacityMismatch, Invalid.
-    """
-    if mode == "shared" and permits != 1:
-        raise Invalid([{"pointer": "/permits", "code": "shared", "detail": "a shared hold takes no permits"}])
-    if capacity is not None and lock.queued == 0 and rules.is_free(lock):
-        lock.capacity = capacity
-    if (capacity or lock.capacity) != lock.capacity or permits > lock.capacity:
-        detail = f"{lock.name} has a capacity of {lock.capacity}."
-        raise CapacityMismatch(detail, key=lock.name, capacity=lock.capacity)
-
-
-def claim_for(
-    tx: Transaction,
-    lock: Lock,
-    owner: str,
-    mode: str,
-    permits: int,
-    session: Session | None,
-    ttl_seconds: float | None,
-    metadata: str,
-) -> Claim:
+def claim_for(tx: Transaction, lock: Lock, asker: Asker, mode: str, permits: int) -> Claim:
     claim = Claim.__new__(Claim)  # not stored unless it has to wait
     claim.__dict__.update(
-        lock_id=token_hex(16), owner=owner, mode=mode, permits=permits, ticket=0, since=tx.now,
-        session=session and session.name, ttl_seconds=session.ttl_seconds if session else ttl_seconds or TTL,
-        metadata=None if metadata == "{}" else metadata, lead=None, answer_id=None,
+        lock_id=token_hex(16), owner=asker.owner, mode=mode, permits=permits, ticket=0, since=tx.now,
+        session=asker.session and asker.session.name, ttl_seconds=asker.ttl_seconds, metadata=asker.metadata,
+        lead=None, answer_id=None,
     )  # fmt: skip
     if not rules.is_sole(lock, claim):
         claim.lock_id += ROW
@@ -336,15 +332,6 @@ def situation(tx: Transaction, lock: Lock) -> dict[str, Any]:
         "retry_after_seconds": round(max(0.0, (free_at - tx.now).total_seconds()), 3) if free_at else 0.0,
         "lock_delay_until": delayed,
     }
-
-
-def busy_with(about: dict[str, Any]) -> LockHeld:
-    key, owners = about["key"], [holder["owner"] for holder in about["holders"]]
-    if owners:
-        return LockHeld(f"{key} is held by {owners[0]}{' and others' if owners[1:] else ''}.", **about)
-    if about["lock_delay_until"]:
-        return LockHeld(f"{key} is kept from everybody for a while, by a lock-delay.", **about)
-    return LockHeld(f"Others wait for {key}.", **about)
 
 
 EXPIRY = "select expires_at from core_session where id = $1"
@@ -486,6 +473,10 @@ def withdraw(tx: Transaction, *, places: list[tuple[str, str, int]], reason: str
     Parameters: key, lock_id and ticket of each lock that it wanted at once; `keep`, whether it has what it was
     granted meanwhile, rather than giving it back.
     """
+    return give_up(tx, places, reason, keep)
+
+
+def give_up(tx: Transaction, places: list[tuple[str, str, int]], reason: str, keep: bool) -> Any:
     key, lock_id, ticket = places[0]
     lead = tx.get(Claim, f"{key}#{ticket:015d}")
     if lead is not None and lead.lock_id == lock_id:

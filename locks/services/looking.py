@@ -12,6 +12,7 @@ from core.callers import Call
 from core.database import rows
 from core.encoding import decode
 from core.log import RecordedEvent
+from core.models import between
 from core.operations import nested, query, refused
 from core.types import Cursor, Instant, Limit, Prefix, encode_cursor
 from locks import volatile
@@ -52,11 +53,10 @@ QUEUES = """select o.place, c.* from unnest(%s::text[]) with ordinality o(lock, 
 order by o.place, c.ticket"""
 
 
-def bounds(call: Call, prefix: str) -> list[str]:
-    """Between which addresses the keys are that begin so. `%` comes after `$`, with which only the system's begin,
-    and `~` after everything that a key may hold."""
-    start = f"{call.namespace.name}/{prefix}"
-    return [start if prefix else start + "%", start + "~"]
+def keys(call: Call, prefix: str) -> tuple[str, str]:
+    """Between which addresses the keys are that begin so. `%` comes after `$`, with which only the system's begin."""
+    start, end = between(call.namespace.name, prefix)
+    return start if prefix else start + "%", end
 
 
 async def summaries(found: Sequence[Sequence[Any]]) -> list[LockSummary]:
@@ -121,7 +121,7 @@ async def find(
     cursor: Cursor | None = None,
 ) -> Locks:
     """Locks by key prefix, owner of a present hold, held or contended, in key order."""
-    conditions, values = ["l.id >= %s", "l.id < %s", "l.id > %s"], [*bounds(call, prefix), cursor or ""]
+    conditions, values = ["l.id >= %s", "l.id < %s", "l.id > %s"], [*keys(call, prefix), cursor or ""]
     if owner is not None:
         conditions.append(f"(({HELD} and l.owner = %s) or (l.shared + l.used > 0 and {OWNED}))")
         values += [owner, owner]
@@ -250,7 +250,7 @@ async def contended(
     call: Call, *, prefix: Prefix = "", limit: Annotated[int, Field(ge=1, le=200)] = 50
 ) -> ContendedLocks:
     """The locks that somebody waits for, the longest queue first."""
-    found = await rows(LONGEST_QUEUES, [*bounds(call, prefix), limit])
+    found = await rows(LONGEST_QUEUES, [*keys(call, prefix), limit])
     waited: dict[int, float] = dict(await rows(WAITED, [[row[0] for row in found]])) if found else {}
     return ContendedLocks(
         [

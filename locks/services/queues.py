@@ -163,7 +163,7 @@ def serve(tx: Transaction, party: Sequence[Member], lease_until: datetime | None
         lock.queued -= 1
         grants.append((lock, claim, give(tx, lock, claim, lease_until)))
     lock, lead, fact = grants[0]
-    if lead.lead:
+    if lead.others is not None:
         fact.data["grants"] = [told(lock, fact) for lock, _, fact in grants]
     for lock, _, fact in grants:
         emit(tx, lock, fact)
@@ -213,6 +213,13 @@ def give(tx: Transaction, lock: Lock, claim: Claim, lease_until: datetime | None
     """A hold for a claim that fits; its event is the caller's to write."""
     hold = lock if rules.is_sole(lock, claim) else tx.add_at(Hold, f"{lock.id}#{claim.lock_id}")
     return rules.take(lock, hold, claim, tx.now, tx.epoch, tx.floor, lease_until)
+
+
+def grant_now(tx: Transaction, lock: Lock, claim: Claim, session: Session | None) -> rules.Fact:
+    """The same for who need not wait, and its event."""
+    fact = give(tx, lock, claim, session.expires_at if session else None)
+    emit(tx, lock, fact)
+    return fact
 
 
 def told(lock: Lock, fact: rules.Fact) -> dict[str, Any]:
