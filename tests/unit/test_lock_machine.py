@@ -598,7 +598,7 @@ class LockMachine(RuleBasedStateMachine):
         self.nothing_is_left()
 
     def break_deadlocks(self) -> None:
-        look = deadlocks.PICTURE.format("$1", "$2"), *deadlocks.bounds("n")
+        look = deadlocks.PICTURE.format("$1", "$2"), *deadlocks.between("n")
         while found := list(waits.cycles(deadlocks.picture(self.memory.look(*look)).values())):
             for cycle in found:
                 youngest = max(cycle, key=lambda claim: (claim.since, claim.ticket))
