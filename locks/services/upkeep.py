@@ -1,7 +1,9 @@
 """What nobody asks for: locks pass on when time is up, dead waiters leave, old history goes."""
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic
+from typing import Any
 
 from django.conf import settings
 
@@ -14,6 +16,7 @@ from core.runtime import every, runtime
 from locks.services.holds import bury, sweep
 
 AT_ONCE = 200  # locks or waiters a command
+REST = 20  # seconds between scans at most
 outages.append(
     "update locks_lock set expires_at = expires_at + %(away)s * interval '1 second' "
     "where (lock_id is not null or used + shared > 0) and expires_at > %(since)s"
@@ -54,23 +57,32 @@ async def bury_orphans() -> None:
 
 @every(5)
 async def sweep_forgotten() -> None:
-    """Log what expired without anybody asking; rest a hundred times as long as the scan took."""
+    """Log what expired without anybody asking; rest a hundred times as long as the scan took, but never so long
+    that a busy database keeps an end out of the log."""
     started = monotonic()
-    while await each(sweep, "keys", FORGOTTEN) == AT_ONCE and monotonic() - started < 2:  # noqa: ASYNC110
+    found = await rows(FORGOTTEN)
+    scan = monotonic() - started
+    while await carry_out(sweep, "keys", found) == AT_ONCE and monotonic() - started < 2:
         await asyncio.sleep(0.05)
-    await asyncio.sleep(100 * (monotonic() - started))
+        found = await rows(FORGOTTEN)
+    await asyncio.sleep(min(100 * scan, REST))
 
 
 async def each(operation: Operation, parameter: str, statement: str) -> int:
-    """Carry a command out for all addresses that a statement finds, a namespace at a time; how many there are."""
+    """Carry a command out for all addresses that a statement finds; how many there are."""
+    return await carry_out(operation, parameter, await rows(statement))
+
+
+async def carry_out(operation: Operation, parameter: str, addresses: Sequence[tuple[Any, ...]]) -> int:
+    """The same for addresses that were found already, a namespace at a time."""
     found: dict[str, list[str]] = {}
-    for (address,) in await rows(statement):
+    for (address,) in addresses:
         namespace, _, name = address.partition("/")
         found.setdefault(namespace, []).append(name)
     for namespace, names in found.items():
         call = Call(SYSTEM, await namespaces.get(namespace))
         await runtime.carry_out(operation, call, {parameter: sorted(names)})
-    return sum(map(len, found.values()))
+    return len(addresses)
 
 
 # -- old history -------------------------------------------------------------------------------------

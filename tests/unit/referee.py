@@ -213,10 +213,17 @@ class Referee:
             is_free &= not lock.queue and lock.has_room(mode, permits, self.now)
             # Those who are gone may be noticed only when somebody clears them away.
             is_certain &= not lock.queue or then.first(key) is not None
-        if is_free:
-            return {"granted"}
         refused = "waiting" if request.wait else "lock_held"
+        if is_free:
+            return {"granted", refused} if self.hides_the_gone(request) else {"granted"}
         return {refused} if is_certain else {refused, "granted"}
+
+    def hides_the_gone(self, request: Request) -> bool:
+        """Behind holds that last nobody looks who is gone, but the sweep: until then they are in the way."""
+        wanted = [self.lock(key) for key in request.wants]
+        is_kept = any(lock.queue and lock.holds and all(hold.lasts(self.now) for hold in lock.holds.values())
+                      for lock in wanted)  # fmt: skip
+        return is_kept and any(self.is_gone(each) for lock in self.locks.values() for each in lock.queue)
 
     # -- what is heard -------------------------------------------------------------------------------
 
