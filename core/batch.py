@@ -1,7 +1,7 @@
 """One batch: the commands of one transaction, what they see and change, and what they leave in the log."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ RESTARTS = 8  # of a batch that must lock a row before those it has; then Postgr
 
 Model = TypeVar("Model", bound=Aggregate)
 Key = tuple[type[Aggregate], str]
+Order = tuple[Callable[..., None], tuple[Any, ...]]  # what is to be done after the commit
 
 
 @dataclass(slots=True, eq=False)
@@ -115,14 +116,14 @@ class Record:
 class Transaction:
     """What one command sees: aggregates, the time, the log. All of it is undone if the command fails."""
 
-    __slots__ = ("_batch", "_emitted", "_undo", "call", "epoch", "floor", "job", "now")
+    __slots__ = ("_batch", "_emitted", "_ordered", "_undo", "call", "epoch", "floor", "job", "now")
 
     def __init__(self, batch: "Batch", job: Job) -> None:
         self._batch, self.job, self.call = batch, job, job.call
         self.now: datetime = batch.now
         self.epoch: int = batch.epoch
         self.floor: int = batch.floor
-        self._emitted = len(batch.entries)
+        self._emitted, self._ordered = len(batch.entries), len(batch.orders)
         self._undo: dict[Key, tuple[Any, dict[str, Any] | None]] = {}
 
     @property
@@ -243,6 +244,11 @@ class Transaction:
             self._batch.appended[Named(entry.namespace, event_id)] = entry
         return entry
 
+    def afterwards(self, function: Callable[..., None], *args: Any) -> None:
+        """Have a function called in the serving loop of this process once the batch is committed, and only then. It
+        is lost with the process: what must happen has to be found again from what was stored."""
+        self._batch.orders.append((function, args))
+
     def stream(self, name: str) -> Stream:
         """The stream of that name, made if there is none."""
         found = self.get(Stream, name)
@@ -274,6 +280,7 @@ class Transaction:
             if entry.event_id:
                 del self._batch.appended[Named(entry.namespace, entry.event_id)]
         del self._batch.entries[self._emitted :]
+        del self._batch.orders[self._ordered :]
         self._undo.clear()
 
 
@@ -290,6 +297,7 @@ class Batch:
         self.events: dict[Named, Entry | None] = {}
         self.appended: dict[Named, Entry] = {}  # in this batch
         self.entries: list[Entry] = []
+        self.orders: list[Order] = []
         self.answering: dict[str, Job] = {}
         self.now = datetime.min.replace(tzinfo=UTC)
         self.epoch = self.floor = 0
@@ -465,6 +473,7 @@ class Batch:
         for record in self.records.values():
             record.reset()
         self.entries.clear()
+        self.orders.clear()
         self.appended.clear()
         self.joined.clear()
         self.answering.clear()

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 
-from core.batch import Batch, Job
+from core.batch import Batch, Job, Order
 from core.database import conninfo
 from core.errors import Internal, OutcomeUnknown, SyrosError, Unavailable
 from core.log import Entry
@@ -58,14 +58,14 @@ HURRIED = "set local lock_timeout = '250ms'"
 class Engine:
     """The writer of this process: a thread, a connection, and the queue before them.
 
-    Parameters: `deliver(jobs, entries)`, called in the writer's thread after a commit, or after a failure
-    with no entries; `expecting(jobs)`, called before a commit with the jobs whose callers will wait;
+    Parameters: `deliver(jobs, entries, orders)`, called in the writer's thread after a commit, or after a failure
+    with neither entries nor orders; `expecting(jobs)`, called before a commit with the jobs whose callers will wait;
     `limit`, how many commands may queue.
     """
 
     def __init__(
         self,
-        deliver: Callable[[list[Job], list[Entry]], None],
+        deliver: Callable[[list[Job], list[Entry], list[Order]], None],
         expecting: Callable[[list[Job]], None],
         *,
         limit: int = 10_000,
@@ -196,7 +196,7 @@ class Engine:
 
     def _commit_or_split(self, jobs: list[Job]) -> None:
         try:
-            entries = self._commit(jobs)
+            batch = self._commit(jobs)
         except (Unavailable, OutcomeUnknown) as failure:
             self._refuse(jobs, type(failure))
         except Exception as failure:
@@ -210,7 +210,7 @@ class Engine:
         else:
             self.batches += 1
             self.commands += len(jobs)
-            self._tell(jobs, entries)
+            self._tell(jobs, batch.entries, batch.orders)
 
     def _give_up(self, jobs: list[Job], failure: Exception) -> None:
         name = jobs[0].operation.name
@@ -228,14 +228,14 @@ class Engine:
     def _refuse(self, jobs: list[Job], error: type[SyrosError]) -> None:
         for job in jobs:
             job.error = error()  # its value stays: what it would have taken may have to be given back
-        self._tell(jobs, [])
+        self._tell(jobs, [], [])
 
-    def _tell(self, jobs: list[Job], entries: list[Entry]) -> None:
+    def _tell(self, jobs: list[Job], entries: list[Entry], orders: list[Order]) -> None:
         for job in jobs:
             job.told = True
-        self._deliver(jobs, entries)
+        self._deliver(jobs, entries, orders)
 
-    def _commit(self, jobs: list[Job]) -> list[Entry]:
+    def _commit(self, jobs: list[Job]) -> Batch:
         """One transaction. A lost race (two processes made the same row, a deadlock) runs it again."""
         for attempt in range(1, RERUNS + 1):
             self._beat_in_time()  # halving may take longer than this process's lease
@@ -264,7 +264,7 @@ class Engine:
                 raise
         raise Unavailable
 
-    def _transact(self, batch: Batch) -> list[Entry]:
+    def _transact(self, batch: Batch) -> Batch:
         batch.begin(HURRIED if time.monotonic() < self._hurried else None)
         if self._seen and (batch.now - self._seen).total_seconds() > OUTAGE:
             self._rollback(batch.pipeline)
@@ -274,7 +274,7 @@ class Engine:
         batch.decide()
         self._expecting(batch.jobs)
         batch.commit()
-        return batch.entries
+        return batch
 
     # -- the connection ------------------------------------------------------------------------------
 

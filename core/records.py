@@ -58,7 +58,7 @@ class Table:
     @cached_property
     def select_list(self) -> str:
         return ", ".join(
-            f"{column}::text" if kind == "json" else column
+            f"{column}::text" if kind in ("json", "jsonb") else column
             for column, kind in zip(self.columns, self.types, strict=True)
         )
 

@@ -3,16 +3,16 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, close_old_connections
 
-from core.batch import Job
-from core.callers import Call, authorize, while_allowed
-from core.database import follow_pool, pool, tail_pool
+from core.batch import Job, Order
+from core.callers import SYSTEM, Call, authorize, namespaces, while_allowed
+from core.database import follow_pool, pool, rows, tail_pool
 from core.encoding import encode
 from core.engine import Engine
 from core.errors import NotInVolatileNamespace, OutcomeUnknown, SyrosError, Unavailable
@@ -131,12 +131,17 @@ class Runtime:
 
     # -- from the engine -----------------------------------------------------------------------------
 
-    def _deliver(self, jobs: list[Job], entries: list[Entry]) -> None:
+    def _deliver(self, jobs: list[Job], entries: list[Entry], orders: list[Order]) -> None:
         """In the engine's thread: one hop to the loop for a whole batch."""
         assert self.loop is not None
-        self.loop.call_soon_threadsafe(self._delivered, jobs, entries)
+        self.loop.call_soon_threadsafe(self._delivered, jobs, entries, orders)
 
-    def _delivered(self, jobs: list[Job], entries: list[Entry]) -> None:
+    def _delivered(self, jobs: list[Job], entries: list[Entry], orders: list[Order]) -> None:
+        for function, args in orders:
+            try:
+                function(*args)
+            except Exception:  # the others have their turn all the same
+                logger.exception("%s broke", function.__name__)
         for job in jobs:
             future = job.future
             if future is None:
@@ -317,3 +322,20 @@ def identify(job: Job) -> None:
 
 
 runtime = Runtime()
+
+
+async def carry_out_found(operation: Operation, parameter: str, statement: str) -> int:
+    """Carry an internal command out for all addresses that a statement finds; how many there are."""
+    return await carry_out_for(operation, parameter, await rows(statement))
+
+
+async def carry_out_for(operation: Operation, parameter: str, addresses: Sequence[tuple[Any, ...]]) -> int:
+    """The same for addresses that were found already, a namespace at a time."""
+    found: dict[str, list[str]] = {}
+    for (address,) in addresses:
+        namespace, _, name = address.partition("/")
+        found.setdefault(namespace, []).append(name)
+    for namespace, names in found.items():
+        call = Call(SYSTEM, await namespaces.get(namespace))
+        await runtime.carry_out(operation, call, {parameter: sorted(names)})
+    return len(addresses)

@@ -81,6 +81,8 @@ WS_PORT = envint("WS_PORT", 8081, "server.websocket_port")
 GRPC_TLS_CERT = env("GRPC_TLS_CERT")
 GRPC_TLS_KEY = env("GRPC_TLS_KEY")
 GRPC_TLS_CLIENT_CA = env("GRPC_TLS_CLIENT_CA")
+# Whether this process carries sagas out: `serve` and `serve worker` do.
+WORKS = envbool("SYROS_WORKS")
 LOG_LEVEL = env("LOG_LEVEL", "info", "logging.level")
 LOG_FORMAT = env("LOG_FORMAT", "json", "logging.format")
 # Empty: `manage.py serve` starts its own, under VAR.
@@ -116,6 +118,10 @@ DEBUG = False
 # Behind a proxy that ends TLS: the admin's cookies go over HTTPS only, and links say so.
 HTTPS = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = envbool("SYROS_HTTPS")
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+# Sign what participants are sent; several, while one replaces another.
+PARTICIPANT_SECRETS = [
+    each for each in env("SYROS_PARTICIPANT_SECRETS", "", "sagas.secrets").split(",") if each
+]
 ALLOWED_HOSTS = env("SYROS_ALLOWED_HOSTS", "*").split(",")
 CSRF_TRUSTED_ORIGINS = [origin for origin in env("SYROS_TRUSTED_ORIGINS").split(",") if origin]
 
@@ -127,6 +133,8 @@ INSTALLED_APPS = [
     "rbac",
     "locks",
     "events",
+    "discovery",
+    "sagas",
     "api",
     "syros_project.apps.AdminConfig",
     "django.contrib.auth",
@@ -224,7 +232,7 @@ SIMPLE_JWT = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Syros",
-    "DESCRIPTION": "Locks, leases and events on PostgreSQL: one log under everything.",
+    "DESCRIPTION": "Locks, leases, sagas and events on PostgreSQL: one log under everything.",
     "VERSION": VERSION,
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
@@ -239,6 +247,7 @@ SPECTACULAR_SETTINGS = {
         }
     },
     "SECURITY": [{"bearer": []}, {"apiKey": []}],
+    "ENUM_NAME_OVERRIDES": {"StepKindEnum": ["call", "sleep", "signal"]},
 }
 
 

@@ -54,6 +54,7 @@ os.environ.update(
     DATABASE_URL=database(f"syros_test_{WORKER}"),
     REDIS_URL=os.environ["SYROS_TEST_REDIS_URL"],
     SYROS_DEV="1",
+    SYROS_WORKS="1",
     JWT_SECRET="a secret for tests only, 0123456789abcdef",
     SYROS_VAR=tempfile.mkdtemp(prefix=f"syros-test-var-{WORKER}-"),
     LOG_LEVEL="warning",

@@ -13,7 +13,7 @@ from django.db import connection
 from django.utils import timezone
 
 from core import engine
-from core.batch import Job, Transaction
+from core.batch import Job, Order, Transaction
 from core.callers import DEVELOPER, Call, namespaces
 from core.database import conninfo
 from core.engine import Engine
@@ -71,7 +71,7 @@ class Alone:
         self.done = threading.Event()
         self.expected = 0
 
-    def deliver(self, jobs: list[Job], entries: list[Entry]) -> None:
+    def deliver(self, jobs: list[Job], entries: list[Entry], orders: list[Order]) -> None:
         self.delivered.append(jobs)
         self.entries += entries
         if sum(map(len, self.delivered)) >= self.expected:

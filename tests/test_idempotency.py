@@ -204,7 +204,7 @@ def test_a_replay_that_nobody_hears_is_nothing_to_the_others(served: Served, lan
         gone.future, other.future = (asyncio.get_running_loop().create_future() for _ in range(2))
         gone.future.cancel()
         gone.answer_id, gone.value = "kept", Fragment(b"{}")
-        runtime._delivered([gone, other], [])
+        runtime._delivered([gone, other], [], [])
         await asyncio.wait_for(other.future, 1)
 
     served.do(deliver())

@@ -1,18 +1,14 @@
 """What nobody asks for: locks pass on when time is up, dead waiters leave, old history goes."""
 
 import asyncio
-from collections.abc import Sequence
 from time import monotonic
-from typing import Any
 
 from django.conf import settings
 
-from core.callers import SYSTEM, Call, namespaces
 from core.database import Pool, pool, rows
 from core.engine import outages, promotions
-from core.operations import Operation
 from core.retention import forget_history
-from core.runtime import every, runtime
+from core.runtime import carry_out_for, carry_out_found, every
 from locks.services.holds import bury, sweep
 
 AT_ONCE = 200  # locks or waiters a command
@@ -46,12 +42,12 @@ ORPHANS = """select c.id from locks_claim c
 
 @every(0.4)
 async def sweep_contended() -> None:
-    await each(sweep, "keys", CONTENDED)
+    await carry_out_found(sweep, "keys", CONTENDED)
 
 
 @every(0.4)
 async def bury_orphans() -> None:
-    while await each(bury, "names", ORPHANS) == AT_ONCE:
+    while await carry_out_found(bury, "names", ORPHANS) == AT_ONCE:
         pass
 
 
@@ -62,27 +58,10 @@ async def sweep_forgotten() -> None:
     started = monotonic()
     found = await rows(FORGOTTEN)
     scan = monotonic() - started
-    while await carry_out(sweep, "keys", found) == AT_ONCE and monotonic() - started < 2:
+    while await carry_out_for(sweep, "keys", found) == AT_ONCE and monotonic() - started < 2:
         await asyncio.sleep(0.05)
         found = await rows(FORGOTTEN)
     await asyncio.sleep(min(100 * scan, REST))
-
-
-async def each(operation: Operation, parameter: str, statement: str) -> int:
-    """Carry a command out for all addresses that a statement finds; how many there are."""
-    return await carry_out(operation, parameter, await rows(statement))
-
-
-async def carry_out(operation: Operation, parameter: str, addresses: Sequence[tuple[Any, ...]]) -> int:
-    """The same for addresses that were found already, a namespace at a time."""
-    found: dict[str, list[str]] = {}
-    for (address,) in addresses:
-        namespace, _, name = address.partition("/")
-        found.setdefault(namespace, []).append(name)
-    for namespace, names in found.items():
-        call = Call(SYSTEM, await namespaces.get(namespace))
-        await runtime.carry_out(operation, call, {parameter: sorted(names)})
-    return len(addresses)
 
 
 # -- old history -------------------------------------------------------------------------------------

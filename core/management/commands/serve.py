@@ -22,12 +22,14 @@ class Command(BaseCommand):
     help = (
         "Serve Syros. Without a role: everything, with embedded PostgreSQL and Valkey where DATABASE_URL or "
         "REDIS_URL is not set, migrations and a first administrator. `web`: only HTTP and WebSocket; `grpc`: only "
-        "gRPC. A port of 0 is not opened."
+        "gRPC; `worker`: carries sagas out, and serves HTTP as well. A port of 0 is not opened."
     )
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: Any) -> None:
-        parser.add_argument("role", nargs="?", choices=["all", "web", "grpc", "beside"], default="all")
+        parser.add_argument(
+            "role", nargs="?", choices=["all", "web", "grpc", "worker", "beside"], default="all"
+        )
         parser.add_argument("--host", default=settings.SERVER_HOST)
         parser.add_argument("--port", type=int, default=settings.REST_PORT)
         parser.add_argument("--ws-port", type=int, default=settings.WS_PORT)
@@ -38,6 +40,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         logs.configure(settings.LOG_LEVEL, settings.LOG_FORMAT)
         check_secret()
+        settings.WORKS = settings.WORKS or options["role"] in ("all", "worker")
         if options["role"] == "all":
             with Servers() as servers:
                 prepare()
@@ -60,7 +63,7 @@ class Command(BaseCommand):
 
         grpc = ["--host", options["host"], "--grpc-port", str(options["grpc_port"] * serves_grpc(options))]
         with (
-            serving.Workers(others, environment(), ["beside", *grpc]) as beside,
+            serving.Workers(others, {**environment(), **of_role()}, ["beside", *grpc]) as beside,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             port = options["grpc_port"] if serves_grpc(options) else 0
@@ -68,7 +71,7 @@ class Command(BaseCommand):
 
 
 def serves_grpc(options: dict[str, Any]) -> bool:
-    return bool(options["role"] != "web")
+    return options["role"] not in ("web", "worker")
 
 
 def open_ports(options: dict[str, Any], count: int) -> list[list[socket.socket]]:
@@ -160,6 +163,11 @@ class Servers:
 
 def environment() -> dict[str, str]:
     return {"DATABASE_URL": settings.DATABASE_URL, "REDIS_URL": settings.REDIS_URL}
+
+
+def of_role() -> dict[str, str]:
+    """What the processes beside this one are told of its role."""
+    return {"SYROS_WORKS": "1" if settings.WORKS else "0"}
 
 
 def write_private(path: Path, text: str) -> None:

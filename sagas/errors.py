@@ -1,0 +1,39 @@
+"""What a saga can refuse."""
+
+from core.errors import Conflict, NotFound
+
+
+class SagaNotFound(NotFound):
+    """There is no such saga."""
+
+
+class StepNotFound(NotFound):
+    """The saga has no such step."""
+
+
+class DefinitionNotFound(NotFound):
+    """There is no definition of that name and version."""
+
+
+class TaskNotFound(NotFound):
+    """There is no such task (any more): it was finished, taken back, or its lease ran out."""
+
+
+class SagaOver(Conflict):
+    """The saga is over; `saga_status` says how."""
+
+
+class PivotPassed(Conflict):
+    """A step after which there is no way back has been carried out, or may have been."""
+
+
+class NotPaused(Conflict):
+    """The saga is not paused."""
+
+
+class NotStuck(Conflict):
+    """The step does not wait for a human; `saga_status` or `step_status` says what is."""
+
+
+class LeaseLost(Conflict):
+    """This lease of the task is over: somebody else has it, or will."""

@@ -1,0 +1,215 @@
+"""Calling participants over HTTP: connections that are kept, answers that are bounded, addresses that are allowed.
+
+Its own client, because it is most of what a step costs: a general one takes four to eight times the CPU. No redirects,
+no proxies, no decompression, one request at a time on a connection.
+"""
+
+import asyncio
+import socket
+import ssl
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from time import monotonic
+from typing import Any
+
+import httptools
+
+MAX_BODY = 1 << 20  # bytes of an answer
+MAX_HEADERS = 100
+IDLE = 60.0  # seconds that an unused connection is kept
+IDLE_CONNECTIONS = 64  # a place
+RESOLVED = 10.0  # seconds that a name's addresses are remembered
+# Where clouds keep what their machines may do; not all of it is link-local.
+METADATA = {ip_address("169.254.169.254"), ip_address("100.100.100.200"), ip_address("fd00:ec2::254")}
+
+
+class NotSent(Exception):
+    """The request did not leave: nobody can have carried it out."""
+
+
+class Broken(Exception):
+    """The request left and no proper answer came: nobody knows what became of it."""
+
+
+@dataclass(slots=True)
+class Response:
+    status: int = 0
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Connection(asyncio.Protocol):
+    """One connection, and the request that is under way on it."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.is_open = False
+        self.idle_since = 0.0
+        self._waiting: asyncio.Future[Response] | None = None
+        self._parser: Any = None
+        self._response = Response()
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    # -- what asyncio calls --------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport, self.is_open = transport, True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
+        self._fail(str(exc) if exc else "The connection was closed before the answer was complete.")
+
+    def data_received(self, data: bytes) -> None:
+        if self._waiting is None or self._waiting.done():
+            self.close()  # nobody asked
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(f"The answer is no HTTP: {error}"[:300])
+        except Broken as error:
+            self._fail(str(error))
+
+    # -- what the parser calls -----------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._response, self._parts, self._size = Response(), [], 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._response.headers) >= MAX_HEADERS:
+            raise Broken("The answer has too many headers.")
+        self._response.headers[name.lower()] = value
+
+    def on_body(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size > MAX_BODY:
+            raise Broken(f"The answer is larger than {MAX_BODY} bytes.")
+        self._parts.append(part)
+
+    def on_message_complete(self) -> None:
+        response, parser = self._response, self._parser
+        response.status = parser.get_status_code()
+        if response.status < 200:
+            return  # an interim answer
+        response.body = b"".join(self._parts)
+        if self._waiting and not self._waiting.done():
+            self._waiting.set_result(response)
+        if not parser.should_keep_alive():
+            self.close()
+
+    # -- asking --------------------------------------------------------------------------------------
+
+    async def ask(self, request: bytes) -> Response:
+        """Raises: Broken."""
+        self._waiting = asyncio.get_running_loop().create_future()
+        self._parser = httptools.HttpResponseParser(self)
+        self.transport.write(request)
+        try:
+            return await self._waiting
+        finally:
+            if self._waiting.cancelled():
+                self.close()
+            self._waiting = None
+
+    def close(self) -> None:
+        self.is_open = False
+        if self.transport:
+            self.transport.abort()
+
+    def _fail(self, why: str) -> None:
+        if self._waiting and not self._waiting.done():
+            self._waiting.set_exception(Broken(why))
+        if self.is_open:
+            self.close()
+
+
+class Client:
+    """Connections by the address they lead to; used from one loop."""
+
+    def __init__(self) -> None:
+        self._idle: dict[tuple[str, int, bool, bool], list[Connection]] = {}
+        self._resolved: dict[tuple[str, int], tuple[float, list[str]]] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    async def post(self, host: str, port: int, tls: bool, may_be_private: bool, request: bytes) -> Response:
+        """Send a request as it is. Who calls limits the time.
+
+        Raises: NotSent, Broken.
+        """
+        place = (host, port, tls, may_be_private)
+        connection = self._take(place) or await self._connect(*place)
+        response = await connection.ask(request)
+        if connection.is_open:
+            self._give_back(place, connection)
+        return response
+
+    def _take(self, place: tuple[str, int, bool, bool]) -> Connection | None:
+        idle = self._idle.get(place, [])
+        while idle:
+            connection = idle.pop()
+            if connection.is_open and monotonic() - connection.idle_since < IDLE:
+                return connection
+            connection.close()
+        return None
+
+    def _give_back(self, place: tuple[str, int, bool, bool], connection: Connection) -> None:
+        idle = self._idle.setdefault(place, [])
+        if len(idle) < IDLE_CONNECTIONS:
+            connection.idle_since = monotonic()
+            idle.append(connection)
+        else:
+            connection.close()
+
+    async def _connect(self, host: str, port: int, tls: bool, may_be_private: bool) -> Connection:
+        why = f"{host} has no address."
+        for address in await self._addresses(host, port):
+            if not is_allowed(ip_address(address), may_be_private):
+                why = f"{host} is {address}, which may not be called."
+                continue
+            try:
+                return await self._open(address, port, host if tls else None)
+            except (OSError, ssl.SSLError) as error:
+                why = f"Cannot connect to {host}:{port}: {error}"[:300]
+        raise NotSent(why)
+
+    async def _open(self, address: str, port: int, tls_name: str | None) -> Connection:
+        if tls_name and self._tls is None:
+            self._tls = ssl.create_default_context()
+        _, connection = await asyncio.get_running_loop().create_connection(
+            Connection, address, port, ssl=self._tls if tls_name else None, server_hostname=tls_name
+        )
+        return connection
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        """The addresses of a name: looked up once and used as they are, so that what was allowed is what is called."""
+        try:
+            return [str(ip_address(host))]
+        except ValueError:
+            pass
+        until, found = self._resolved.get((host, port), (0.0, []))
+        if until > monotonic():
+            return found
+        try:
+            answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise NotSent(f"There is no address of {host}: {error}") from None
+        found = list(dict.fromkeys(str(answer[4][0]).partition("%")[0] for answer in answers))
+        self._resolved[host, port] = (monotonic() + RESOLVED, found)
+        return found
+
+    def close(self) -> None:
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.close()
+        self._idle.clear()
+
+
+def is_allowed(address: IPv4Address | IPv6Address, may_be_private: bool) -> bool:
+    """May this address be called? Link-local ones and the metadata services of clouds never; others that are not
+    public, such as loopback, only for instances that an administrator registered."""
+    if isinstance(address, IPv6Address) and (inner := address.ipv4_mapped or address.sixtofour):
+        return is_allowed(inner, may_be_private)
+    if address in METADATA or address.is_link_local or address.is_multicast or address.is_unspecified:
+        return False
+    return may_be_private or address.is_global

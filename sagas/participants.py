@@ -1,0 +1,194 @@
+"""What participants are asked over HTTP, and what their answers mean.
+
+The protocol is in docs/sagas.md. What an answer means for a step is decided here and nowhere else: did it happen, did
+it not, or does nobody know.
+"""
+
+import asyncio
+import hmac
+from base64 import b64encode
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from hashlib import sha256
+from time import time
+from typing import Any
+
+import orjson
+from django.conf import settings
+
+from core.callers import Namespace
+from discovery.directory import Place, directory
+from sagas.http import Broken, Client, NotSent, Response
+from sagas.rules import Outcome
+
+MAX_RETRY_AFTER = 3600.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call that is to be made. `timeout` in seconds; `body`, JSON."""
+
+    namespace: Namespace
+    saga_id: str
+    saga_name: str
+    step: str
+    op: str
+    number: int
+    service: str
+    path: str
+    timeout: float
+    key: str
+    body: bytes
+    outcome: str | None
+    correlation_id: str | None
+
+    @property
+    def saga(self) -> str:
+        return f"{self.namespace.name}/{self.saga_id}"
+
+
+client = Client()
+
+
+async def call(attempt: Attempt) -> Outcome:
+    """Make the call; what came of it. Whatever the participant does, this ends, and harms nobody else."""
+    place = directory.pick(f"{attempt.namespace.name}/{attempt.service}")
+    if place is None:
+        return Outcome("refused", code="no_instance", message=f"No instance of {attempt.service} is healthy.")
+    tls = place.scheme == "https"
+    try:
+        async with asyncio.timeout(attempt.timeout):
+            response = await client.post(
+                place.host, place.port, tls, place.may_be_private, request(attempt, place)
+            )
+    except NotSent as error:
+        return Outcome("refused", code="not_sent", message=str(error))
+    except Broken as error:
+        return Outcome("unknown", code="broken", message=str(error))
+    except TimeoutError:
+        return Outcome("unknown", code="timeout", message=f"No answer within {attempt.timeout:g} s.")
+    return meaning(response)
+
+
+def request(attempt: Attempt, place: Place) -> bytes:
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    deadline = datetime.fromtimestamp(time() + attempt.timeout, UTC).isoformat()
+    head = [
+        f"POST /{attempt.path.lstrip('/')} HTTP/1.1",
+        f"Host: {host}:{place.port}",
+        "Content-Type: application/json",
+        "Accept: application/json",
+        "User-Agent: syros",
+        f"Content-Length: {len(attempt.body)}",
+        f"Idempotency-Key: {attempt.key}",
+        f"Syros-Namespace: {attempt.namespace.name}",
+        f"Syros-Saga-Id: {attempt.saga_id}",
+        f"Syros-Saga-Name: {attempt.saga_name}",
+        f"Syros-Step: {attempt.step}",
+        f"Syros-Op: {attempt.op}",
+        f"Syros-Attempt: {attempt.number}",
+        f"Syros-Deadline: {deadline}",
+        f"Syros-Task-Token: {task_token(attempt)}",
+    ]
+    if attempt.outcome:
+        head.append(f"Syros-Outcome: {attempt.outcome}")
+    head += signature(attempt)
+    return "\r\n".join([*head, "", ""]).encode() + attempt.body
+
+
+def signature(attempt: Attempt) -> list[str]:
+    """As https://www.standardwebhooks.com says, with every secret that is set: so that one can be replaced."""
+    if not settings.PARTICIPANT_SECRETS:
+        return []
+    stamp, name = str(int(time())), f"{attempt.key}.{attempt.number}"
+    signed = f"{name}.{stamp}.".encode() + attempt.body
+    found = (hmac.new(secret.encode(), signed, sha256).digest() for secret in settings.PARTICIPANT_SECRETS)
+    listed = " ".join(f"v1,{b64encode(each).decode()}" for each in found)
+    return [f"webhook-id: {name}", f"webhook-timestamp: {stamp}", f"webhook-signature: {listed}"]
+
+
+def task_token(attempt: Attempt) -> str:
+    """What proves, later, that who says how a step ended was asked to carry it out."""
+    return token_for(attempt.namespace.name, attempt.saga_id, attempt.step, attempt.op, attempt.number)
+
+
+def token_for(namespace: str, saga_id: str, step: str, op: str, number: int) -> str:
+    named = f"{namespace}/{saga_id}.{step}.{op}.{number}"
+    return hmac.new(settings.SECRET_KEY.encode(), f"task:{named}".encode(), sha256).hexdigest()[:40]
+
+
+# -- what an answer means ----------------------------------------------------------------------------
+
+DONE = {200, 201, 204}
+MISCONFIGURED = {401, 403, 404, 405}
+UNKNOWN = {408}
+
+
+def meaning(response: Response) -> Outcome:
+    status, retry_after = response.status, retry_after_of(response)
+    said = response.headers.get(b"syros-status", b"").lower()
+    if status == 202:
+        return Outcome("accepted")
+    if status == 425 or (status in DONE and said == b"ongoing"):
+        return Outcome("ongoing", retry_after=retry_after)
+    if status == 429:
+        return Outcome(
+            "refused", code="too_many_requests", message=words(response)[1], retry_after=retry_after
+        )
+    code, message = words(response) if status not in DONE or said == b"failed" else (None, "")
+    if said == b"failed" and status < 500:
+        return Outcome("failed", code=code, message=message)
+    if status in DONE:
+        return output(response)
+    if status in MISCONFIGURED:
+        return Outcome(
+            "misconfigured", code=code or f"http_{status}", message=message, retry_after=retry_after
+        )
+    if 400 <= status < 500 and status not in UNKNOWN:
+        return Outcome("failed", code=code or f"http_{status}", message=message)
+    return Outcome("unknown", code=code or f"http_{status}", message=message, retry_after=retry_after)
+
+
+def output(response: Response) -> Outcome:
+    """It says that it is done; but what it answers must be read, or nobody knows what came of it."""
+    if not response.body.strip():
+        return Outcome("succeeded")
+    try:
+        return Outcome("succeeded", orjson.loads(response.body))
+    except orjson.JSONDecodeError:
+        return Outcome("unknown", code="bad_body", message="The answer's body is no JSON.")
+
+
+def words(response: Response) -> tuple[str | None, str]:
+    """The code and the sentence of a problem (RFC 9457), or as much of them as there is."""
+    try:
+        found: Any = orjson.loads(response.body) if response.body else {}
+    except orjson.JSONDecodeError:
+        found = {}
+    if not isinstance(found, dict):
+        found = {}
+    text = (
+        found.get("detail") or found.get("title") or found.get("message") or f"It answered {response.status}."
+    )
+    code = found.get("code")
+    return (clean(code)[:100] if isinstance(code, str) else None), clean(str(text))
+
+
+def clean(text: str) -> str:
+    """Without what no PostgreSQL text may hold."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:1000])
+
+
+def retry_after_of(response: Response) -> float | None:
+    """Seconds until it wants to be asked again, as a number or as a date says."""
+    text = response.headers.get(b"retry-after", b"").decode("latin-1").strip()
+    try:
+        seconds = (
+            float(text)
+            if text.replace(".", "", 1).isdigit()
+            else parsedate_to_datetime(text).timestamp() - time()
+        )
+    except (ValueError, TypeError):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)

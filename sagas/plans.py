@@ -1,0 +1,254 @@
+"""What a definition means: the graph of its steps, checked and compiled once."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.encoding import decode, encode
+from core.errors import Invalid
+from sagas.mapping import MappingError, Template, compile_condition, compile_template
+from sagas.types import RetryPolicy, Step
+
+Problem = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When something is tried again. Delays in seconds; `patience`, since the first failure."""
+
+    attempts: int | None
+    strategy: str
+    initial: float
+    longest: float
+    factor: float
+    jitter: str
+    patience: float | None
+    final: frozenset[str]  # codes of failures after which it is not
+
+    def delay(self, failures: int, chance: float) -> float:
+        """How long to wait after so many failures. Parameter: `chance`, in [0, 1)."""
+        raw = {
+            "fixed": lambda: self.initial,
+            "linear": lambda: self.initial * failures,
+            "exponential": lambda: self.initial * self.factor ** min(failures - 1, 64),
+        }[self.strategy]()
+        capped = min(raw, self.longest)
+        return {"none": capped, "equal": capped / 2 * (1 + chance), "full": capped * chance}[self.jitter]
+
+    def is_spent(self, failures: int, elapsed: float, code: str | None = None) -> bool:
+        """Is this enough? Parameters: how often it failed, and how long ago that was first, in seconds."""
+        return (
+            (self.attempts is not None and failures >= self.attempts)
+            or (self.patience is not None and elapsed >= self.patience)
+            or code in self.final
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    name: str
+    kind: str
+    service: str | None
+    action: str | None
+    compensation: str | None
+    verify: str | None
+    timeout: float
+    schedule_to_start: float
+    pivot: bool
+    after: tuple[str, ...]  # the steps it depends on
+    when: Template | None
+    input: Template | None
+    compensation_input: Template | None
+    seconds: Template | None
+    signal: str
+    policy: Policy
+    undo_policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    steps: Mapping[str, StepPlan]
+    before: Mapping[str, tuple[str, ...]]  # the steps that depend on each
+    output: Template | None
+    order: str  # of compensation
+
+
+FORWARD = RetryPolicy(max_attempts=5, max_delay_seconds=30.0)
+BACKWARD = RetryPolicy(max_delay_seconds=300.0, max_elapsed_seconds=86400.0)
+
+
+def policy(said: RetryPolicy, default: RetryPolicy) -> Policy:
+    """What was said, and the default for what was not."""
+    attempts = said.max_attempts
+    patience = said.max_elapsed_seconds
+    if attempts is None and patience is None:
+        attempts, patience = default.max_attempts, default.max_elapsed_seconds
+    longest = default.max_delay_seconds if said.max_delay_seconds is None else said.max_delay_seconds
+    assert longest is not None
+    return Policy(
+        attempts, said.backoff_strategy, said.initial_delay_seconds, longest, said.factor, said.jitter,
+        patience, frozenset(said.non_retryable),
+    )  # fmt: skip
+
+
+def compile_plan(steps: Sequence[Step], output: str | None = None, order: str = "reverse") -> Plan:
+    """Parameters: `output`, a template as JSON text, of what the saga answers.
+
+    Raises: Invalid, naming every fault.
+    """
+    problems: list[Problem] = []
+    parents = dict(zip((step.name for step in steps), parents_of(steps), strict=True))
+    problems += graph_problems(steps, parents)
+    compiled = [compile_step(place, step, parents[step.name], problems) for place, step in enumerate(steps)]
+    found = template(output, "/output", problems)
+    if not problems:
+        problems += reference_problems(steps, parents, compiled, found)
+    if problems:
+        raise Invalid(problems)
+    before: dict[str, list[str]] = {step.name: [] for step in steps}
+    for step in compiled:
+        for name in step.after:
+            before[name].append(step.name)
+    return Plan(
+        {step.name: step for step in compiled},
+        {name: tuple(each) for name, each in before.items()},
+        found,
+        order,
+    )
+
+
+def parents_of(steps: Sequence[Step]) -> Iterator[tuple[str, ...]]:
+    """What each depends on: without `depends_on`, the step before it."""
+    previous: tuple[str, ...] = ()
+    for step in steps:
+        yield previous if step.depends_on is None else tuple(step.depends_on)
+        previous = (step.name,)
+
+
+def compile_step(place: int, step: Step, after: tuple[str, ...], problems: list[Problem]) -> StepPlan:
+    at = f"/steps/{place}"
+    problems += kind_problems(at, step)
+    return StepPlan(
+        step.name, step.kind, step.service, step.action, step.compensation, step.verify, step.timeout_seconds,
+        step.schedule_to_start_seconds or step.timeout_seconds, step.pivot, after,
+        condition(step.when, f"{at}/when", problems),
+        template(step.input, f"{at}/input", problems),
+        template(step.compensation_input, f"{at}/compensation_input", problems),
+        template(step.seconds, f"{at}/seconds", problems),
+        step.signal or step.name,
+        policy(step.retry_policy, FORWARD), policy(step.compensation_retry_policy, BACKWARD),
+    )  # fmt: skip
+
+
+def template(text: str | None, pointer: str, problems: list[Problem]) -> Template | None:
+    if text is None:
+        return None
+    try:
+        return compile_template(decode(text))
+    except MappingError as error:
+        problems.append(problem(pointer + error.pointer, "bad_mapping", error.detail))
+        return None
+
+
+def condition(text: str | None, pointer: str, problems: list[Problem]) -> Template | None:
+    try:
+        return None if text is None else compile_condition(text)
+    except MappingError as error:
+        problems.append(problem(pointer, "bad_condition", error.detail))
+        return None
+
+
+def problem(pointer: str, code: str, detail: str) -> Problem:
+    return {"pointer": pointer, "code": code, "detail": detail}
+
+
+# -- what can be wrong -------------------------------------------------------------------------------
+
+ONLY = {"service": "call", "action": "call", "compensation": "call", "verify": "call", "seconds": "sleep",
+        "signal": "signal"}  # fmt: skip
+NEEDED = {"call": ("service", "action"), "sleep": ("seconds",), "signal": ()}
+
+
+def kind_problems(at: str, step: Step) -> Iterator[Problem]:
+    """Fields that a step of this kind must have, or has nothing to do with."""
+    for name in NEEDED[step.kind]:
+        if getattr(step, name) is None:
+            yield problem(f"{at}/{name}", "missing", f"a step that is a {step.kind} needs it")
+    for name, kind in ONLY.items():
+        if getattr(step, name) is not None and step.kind != kind:
+            yield problem(f"{at}/{name}", "not_for_kind", f"only for a {kind}")
+
+
+def graph_problems(steps: Sequence[Step], parents: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:
+    """Names given twice, unknown parents, circles."""
+    seen: dict[str, int] = {}
+    for place, step in enumerate(steps):
+        if seen.setdefault(step.name, place) != place:
+            detail = f"{step.name} is the name of step {seen[step.name]} already"
+            yield problem(f"/steps/{place}/name", "duplicate", detail)
+    for place, step in enumerate(steps):
+        for number, name in enumerate(step.depends_on or ()):
+            if name not in seen:
+                yield problem(
+                    f"/steps/{place}/depends_on/{number}", "unknown_step", f"there is no step {name}"
+                )
+    if len(seen) == len(steps) and (circle := circle_of(parents)):
+        place = seen[circle[0]]
+        yield problem(f"/steps/{place}/depends_on", "cycle", " depends on ".join(circle))
+
+
+def circle_of(parents: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Some steps that depend on one another in a circle, the first of them again at the end; none, if none do."""
+    left = {name: {each for each in after if each in parents} for name, after in parents.items()}
+    while free := [name for name, after in left.items() if not after]:
+        for name in free:
+            del left[name]
+        for after in left.values():
+            after.difference_update(free)
+    if not left:
+        return []
+    path = [next(iter(left))]
+    while path[-1] not in path[:-1]:
+        path.append(min(left[path[-1]]))
+    return path[path.index(path[-1]) :]
+
+
+def reference_problems(
+    steps: Sequence[Step],
+    parents: Mapping[str, tuple[str, ...]],
+    compiled: Sequence[StepPlan],
+    output: Template | None,
+) -> Iterator[Problem]:
+    """Paths that lead to a step that there is not, or that is not over when the path is followed."""
+    known = ancestors(parents)
+    for place, step in enumerate(compiled):
+        for name in ("when", "input", "seconds"):
+            yield from unreachable(getattr(step, name), known[step.name], f"/steps/{place}/{name}")
+        yield from unreachable(step.compensation_input, parents.keys(), f"/steps/{place}/compensation_input")
+    yield from unreachable(output, parents.keys(), "/output")
+
+
+def unreachable(found: Template | None, names: Iterable[str], pointer: str) -> Iterator[Problem]:
+    reachable = set(names)
+    for path in sorted(found.paths if found else ()):
+        if path[0] == "steps" and len(path) > 1 and path[1] not in reachable:
+            yield problem(pointer, "unknown_step", f"{path[1]} is no step that is over by then")
+
+
+def ancestors(parents: Mapping[str, tuple[str, ...]]) -> dict[str, set[str]]:
+    """All steps that come before each."""
+    found: dict[str, set[str]] = {}
+    todo = list(parents)
+    while todo:
+        name = todo.pop(0)
+        if all(each in found for each in parents[name]):
+            found[name] = set(parents[name]).union(*(found[each] for each in parents[name]))
+        else:
+            todo.append(name)
+    return found
+
+
+def plan_of(body: Mapping[str, Any]) -> Plan:
+    """A stored definition's."""
+    output = None if body["output"] is None else encode(body["output"]).decode()
+    return compile_plan([Step.model_validate(step) for step in body["steps"]], output, body["order"])

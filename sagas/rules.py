@@ -1,0 +1,624 @@
+"""How a saga goes on. Pure: a plan, the progress so far, what was heard and the time go in; changed progress, facts for
+the log and what is to be sent come out. No I/O, no clock and no chance but what is handed in.
+
+The promise is kept here: before the pivot, every step whose action may have had an effect is compensated, also one
+whose outcome nobody knows (as dtm does, https://dtm.pub); after it, forward until done or a human decides.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from zlib import crc32
+
+from sagas.mapping import MappingError, Scope
+from sagas.plans import Plan, StepPlan
+
+DONE = ("succeeded", "skipped")  # sides after which what depends on them goes on
+OUT = ("calling", "queued", "waiting")  # sides of which something may still be heard
+OVER = ("succeeded", "skipped", "failed", "unknown")
+FINAL = ("succeeded", "compensated", "failed", "terminated")
+GRACE = 5.0  # seconds after which a call of which nothing is heard is given up; its caller's own limit comes first
+CONFIGURATION_ATTEMPTS = 5
+CONFIGURATION_DELAY = 2.0
+ONGOING_DELAY = 1.0
+MESSAGE = 1000  # characters of a participant's that are kept
+
+
+@dataclass(slots=True)
+class Side:
+    """A step's action, or its compensation: how often it was tried and what came of it. Instants in Unix seconds."""
+
+    status: str = "pending"
+    attempts: int = 0  # sent
+    failures: int = 0  # that count
+    failed_since: float | None = None
+    due: float | None = None  # when to look again
+    started: float | None = None
+    finished: float | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class StepProgress:
+    action: Side = field(default_factory=Side)
+    undo: Side = field(default_factory=Side)
+    maybe: bool = False  # an attempt may have had an effect, whatever a later one said
+    place: int = 0  # in the order of first dispatch, from 1
+    output: Any = None
+
+    def sides(self) -> tuple[tuple[str, Side], tuple[str, Side]]:
+        return ("action", self.action), ("compensate", self.undo)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a saga is."""
+
+    status: str = "running"
+    reason: str | None = None
+    before: str | None = None  # what it was before it was paused, or needed attention
+    paused_at: float | None = None
+    deadline: float | None = None
+    dispatched: int = 0
+    error: dict[str, Any] | None = None
+    dirty: bool = False
+    output: Any = None
+    signals: dict[str, Any] = field(default_factory=dict)
+    steps: dict[str, StepProgress] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in FINAL
+
+    @property
+    def is_calling(self) -> bool:
+        return any(side.status == "calling" for side in self.sides())
+
+    def sides(self) -> Iterator[Side]:
+        for step in self.steps.values():
+            yield step.action
+            yield step.undo
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is known of an attempt. `kind`: succeeded; accepted and ongoing (it goes on elsewhere); failed (the
+    participant says so, no effect); refused (not carried out, ask again); misconfigured; unknown."""
+
+    kind: str
+    output: Any = None
+    code: str | None = None
+    message: str = ""
+    retry_after: float | None = None  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """An attempt that is to be made. `by`: push, where this process calls; pull, where a worker fetches it."""
+
+    step: StepPlan
+    op: str  # action, compensate
+    attempt: int
+    by: str
+    input: Any
+    outcome: str | None  # of the action, for a compensation: succeeded or unknown
+
+
+Fact = tuple[str, dict[str, Any]]
+
+
+class Course:
+    """One saga while it is decided about.
+
+    Parameters: `scope`, what templates see (input, saga, metadata); `now`, Unix seconds; `serves`, whether a service
+    has instances that this process can call, None where this process calls nobody; `leases`, until when workers have
+    the tasks they fetched, by step and op.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        progress: Progress,
+        scope: Scope,
+        now: float,
+        serves: Callable[[str], bool] | None = None,
+        leases: Mapping[tuple[str, str], float] = {},
+    ) -> None:
+        self.plan, self.saga, self.scope, self.now = plan, progress, scope, now
+        self.serves, self.leases = serves, leases
+        self.facts: list[Fact] = []
+        self.sends: list[Send] = []
+        self.withdrawn: list[tuple[str, str]] = []  # tasks that nobody is to fetch any longer: step and op
+        self.is_owner_needed = False
+
+    def say(self, kind: str, **data: Any) -> None:
+        self.facts.append((kind, data))
+
+    # -- going on ------------------------------------------------------------------------------------
+
+    def proceed(self) -> None:
+        """Do everything that can be done now: round after round, until one has nothing to say."""
+        said = -1
+        while said < len(self.facts):
+            said = len(self.facts)
+            if self.saga.status == "running":
+                self._forward()
+            elif self.saga.status == "compensating":
+                self._backward()
+
+    def _forward(self) -> None:
+        if self.saga.deadline is not None and self.saga.deadline <= self.now and self._is_overdue():
+            return
+        for name, step in self.saga.steps.items():
+            self._look_at(self.plan.steps[name], step.action, "action")
+            if step.action.status in ("failed", "unknown"):
+                self._turn("step_failed", {"step": name, **(step.action.error or {})})
+                return
+        for each in self.plan.steps.values():
+            self._advance(each)
+        if all(step.action.status in DONE for step in self.saga.steps.values()):
+            self._succeed()
+
+    def _is_overdue(self) -> bool:
+        """Turn back, where there is a way back; after the pivot a deadline means nothing but that it is late."""
+        self.saga.deadline = None
+        if self.is_pivot_passed:
+            self.say("saga.overdue")
+            return False
+        self._turn("deadline", {"code": "deadline", "message": "The saga took longer than it may."})
+        return True
+
+    def _advance(self, step: StepPlan) -> None:
+        """Begin a step whose time has come."""
+        side = self._action(step.name)
+        if side.status == "pending" and all(self._action(name).status in DONE for name in step.after):
+            self._begin(step, side)
+        if side.status == "ready":
+            self._dispatch(step, side, "action")
+
+    def _action(self, name: str) -> Side:
+        return self.saga.steps[name].action
+
+    def _begin(self, step: StepPlan, side: Side) -> None:
+        if step.after and all(self._action(name).status == "skipped" for name in step.after):
+            self._skip(step, side, "all steps before it were skipped")
+            return
+        try:
+            if step.when is None or step.when.render(self._scope()):
+                side.status = "ready"
+            else:
+                self._skip(step, side, "its condition is false")
+        except MappingError as error:
+            self._broken(step, side, "action", error)
+
+    def _skip(self, step: StepPlan, side: Side, why: str) -> None:
+        side.status, side.finished = "skipped", self.now
+        self.say("step.skipped", step=step.name, why=why)
+
+    def _scope(self) -> Scope:
+        steps = {
+            name: {"output": step.output, "status": step.action.status} for name, step in self.saga.steps.items()
+            if step.action.status in OVER
+        }  # fmt: skip
+        return {**self.scope, "steps": steps}
+
+    # -- sending -------------------------------------------------------------------------------------
+
+    def _dispatch(self, step: StepPlan, side: Side, op: str) -> None:
+        try:
+            if step.kind == "call":
+                self._call(step, side, op)
+            elif step.kind == "sleep":
+                self._sleep(step, side)
+            else:
+                self._await_signal(step, side)
+        except MappingError as error:
+            self._broken(step, side, op, error)
+
+    def _broken(self, step: StepPlan, side: Side, op: str, error: MappingError) -> None:
+        detail = f"{error.detail} ({error.pointer})" if error.pointer else error.detail
+        self._fail(step, side, op, "failed", {"code": "mapping_failed", "message": detail})
+
+    def _call(self, step: StepPlan, side: Side, op: str) -> None:
+        given = self._input(step, op)
+        if self.serves is None:
+            self.is_owner_needed = True
+            return
+        assert step.service
+        by = "push" if self.serves(step.service) else "pull"
+        side.attempts += 1
+        side.status = "calling" if by == "push" else "queued"
+        side.due = self.now + (step.timeout + GRACE if by == "push" else step.schedule_to_start)
+        self._note_start(step, side)
+        self.say(verb(op, "dispatched" if by == "push" else "queued"), step=step.name, attempt=side.attempts)
+        self.sends.append(Send(step, op, side.attempts, by, given, self._outcome_of(step, op)))
+
+    def _note_start(self, step: StepPlan, side: Side) -> None:
+        side.started = self.now if side.started is None else side.started
+        progress = self.saga.steps[step.name]
+        if not progress.place:
+            self.saga.dispatched += 1
+            progress.place = self.saga.dispatched
+
+    def _input(self, step: StepPlan, op: str) -> Any:
+        scope = self._scope()
+        asked = step.input.render(scope) if step.input else self.scope["input"]
+        if op == "action":
+            return asked
+        if step.compensation_input:
+            return step.compensation_input.render(scope)
+        output = self.saga.steps[step.name].output
+        return {"input": asked, "output": output, "outcome": self._outcome_of(step, op)}
+
+    def _outcome_of(self, step: StepPlan, op: str) -> str | None:
+        if op == "action":
+            return None
+        return "succeeded" if self._action(step.name).status == "succeeded" else "unknown"
+
+    def _sleep(self, step: StepPlan, side: Side) -> None:
+        assert step.seconds
+        seconds = step.seconds.render(self._scope())
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+            raise MappingError(f"{seconds!r:.80} is no number of seconds", "/seconds")
+        side.status, side.due = "waiting", self.now + seconds
+        self._note_start(step, side)
+        self.say("step.waiting", step=step.name, for_="time", until=side.due)
+
+    def _await_signal(self, step: StepPlan, side: Side) -> None:
+        self._note_start(step, side)
+        if step.signal in self.saga.signals:
+            self._succeeded(step, side, "action", self.saga.signals.pop(step.signal))
+            return
+        side.status, side.due = "waiting", self.now + step.timeout
+        self.say("step.waiting", step=step.name, for_="signal", signal=step.signal, until=side.due)
+
+    # -- time ----------------------------------------------------------------------------------------
+
+    def _look_at(self, step: StepPlan, side: Side, op: str) -> None:
+        """What time alone has done."""
+        if side.status == "queued":
+            self._look_at_task(step, side, op)
+        elif side.due is not None and side.due <= self.now:
+            self._due(step, side, op)
+
+    def _due(self, step: StepPlan, side: Side, op: str) -> None:
+        if side.status == "backoff":
+            side.status, side.due = "ready", None
+        elif side.status == "calling":
+            self._heard(
+                step, side, op, Outcome("unknown", code="timeout", message="Nothing was heard of the call.")
+            )
+        elif side.status == "waiting" and step.kind == "sleep":
+            self._succeeded(step, side, op, None)
+        elif side.status == "waiting" and step.kind == "signal":
+            error = {"code": "signal_timeout", "message": f"No signal {step.signal} came in time."}
+            self._fail(step, side, op, "failed", error)
+        elif side.status == "waiting":
+            message = "It was accepted, and never completed in time."
+            self._heard(step, side, op, Outcome("unknown", code="timeout", message=message))
+
+    def _look_at_task(self, step: StepPlan, side: Side, op: str) -> None:
+        """A task that waits for a worker, or that a worker has. One for which there are instances by now is pushed."""
+        lease = self.leases.get((step.name, op))
+        if lease is not None:
+            side.due = lease
+            if lease <= self.now:
+                self._withdraw(step, op)
+                message = "The worker's lease ran out before it said what came of it."
+                self._heard(step, side, op, Outcome("unknown", code="lease_lost", message=message))
+        elif self.serves and step.service and self.serves(step.service):
+            self._withdraw(step, op)
+            side.status, side.due = "ready", None
+            side.attempts -= 1  # nobody has seen it
+        elif side.due is not None and side.due <= self.now:
+            self._withdraw(step, op)
+            message = f"Nobody provides {step.service}: no instance is registered and no worker came."
+            self._unprovided(step, side, op, {"code": "no_participant", "message": message})
+
+    def _unprovided(self, step: StepPlan, side: Side, op: str, error: dict[str, Any]) -> None:
+        if op == "action":
+            self._fail(step, side, op, "failed", error)
+        else:
+            self._heard(step, side, op, Outcome("refused", code=error["code"], message=error["message"]))
+
+    def _withdraw(self, step: StepPlan, op: str) -> None:
+        self.withdrawn.append((step.name, op))
+
+    # -- hearing -------------------------------------------------------------------------------------
+
+    def hear(self, name: str, op: str, attempt: int, outcome: Outcome) -> bool:
+        """What came of an attempt; whether anybody waited for that."""
+        step, progress = self.plan.steps[name], self.saga.steps[name]
+        side = progress.action if op == "action" else progress.undo
+        if self.saga.is_over or side.attempts != attempt or side.status not in OUT or step.kind != "call":
+            self.say("step.late_result", step=name, op=op, attempt=attempt, outcome=outcome.kind)
+            return False
+        self._heard(step, side, op, outcome)
+        return True
+
+    def keep(self, name: str, op: str, seconds: float) -> float:
+        """Who accepted a call wants more time for it: until when it has, never less than before."""
+        side = self._side(name, op)
+        side.due = max(side.due or 0.0, self.now + seconds)
+        return side.due
+
+    def lost(self, name: str, op: str) -> None:
+        """Whoever made this call is gone: nobody knows what came of it. It is made again, with the same key."""
+        side = self._side(name, op)
+        if op == "action":
+            self.saga.steps[name].maybe = True
+        side.status, side.due = "ready", None
+
+    def _side(self, name: str, op: str) -> Side:
+        step = self.saga.steps[name]
+        return step.action if op == "action" else step.undo
+
+    def _heard(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> None:
+        if op == "action" and outcome.kind in ("accepted", "ongoing", "unknown"):
+            self.saga.steps[step.name].maybe = True
+        if outcome.kind == "succeeded":
+            self._succeeded(step, side, op, outcome.output)
+        elif outcome.kind == "accepted":
+            side.status, side.due = "waiting", self.now + step.timeout
+            self.say(verb(op, "accepted"), step=step.name, attempt=side.attempts, until=side.due)
+        elif outcome.kind == "ongoing":
+            side.status, side.due = "backoff", self.now + (outcome.retry_after or ONGOING_DELAY)
+            self.say(verb(op, "ongoing"), step=step.name, attempt=side.attempts, until=side.due)
+        else:
+            self._failed_attempt(step, side, op, outcome)
+
+    def _succeeded(self, step: StepPlan, side: Side, op: str, output: Any) -> None:
+        side.status, side.due, side.finished, side.error = "succeeded", None, self.now, None
+        if op == "action":
+            self.saga.steps[step.name].output = output
+        self.say(verb(op, "succeeded"), step=step.name, attempt=side.attempts, output=output)
+
+    def _failed_attempt(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> None:
+        """Try again, or be done with it."""
+        side.failures += 1
+        side.failed_since = self.now if side.failed_since is None else side.failed_since
+        error = {"code": outcome.code or outcome.kind, "message": outcome.message[:MESSAGE]}
+        if self._is_final(step, side, op, outcome):
+            self._fail(step, side, op, self._end_of(step, op, outcome), error)
+            return
+        side.status, side.error = "backoff", error
+        side.due = self.now + self._delay(step, side, op, outcome)
+        self.say(verb(op, "failed"), step=step.name, attempt=side.attempts, outcome=outcome.kind, retry_at=side.due,
+                 **error)  # fmt: skip
+
+    def _is_final(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> bool:
+        if self.saga.status == "compensating" and op == "action":
+            return True
+        if outcome.kind == "failed" and op == "action":
+            return True
+        if outcome.kind == "misconfigured" and side.failures >= CONFIGURATION_ATTEMPTS:
+            return True
+        policy = step.policy if op == "action" else step.undo_policy
+        return policy.is_spent(side.failures, self.now - (side.failed_since or self.now), outcome.code)
+
+    def _end_of(self, step: StepPlan, op: str, outcome: Outcome) -> str:
+        if op != "action":
+            return "stuck"
+        return "unknown" if outcome.kind == "unknown" else "failed"
+
+    def _delay(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> float:
+        policy = step.policy if op == "action" else step.undo_policy
+        chance = crc32(f"{self.scope['saga']['id']}.{step.name}.{side.attempts}".encode()) / 2**32
+        least = CONFIGURATION_DELAY if outcome.kind == "misconfigured" else 0.0
+        return max(policy.delay(side.failures, chance), outcome.retry_after or 0.0, least)
+
+    def _fail(self, step: StepPlan, side: Side, op: str, status: str, error: dict[str, Any]) -> None:
+        side.status, side.due, side.finished, side.error = status, None, self.now, error
+        self.say(verb(op, status), step=step.name, attempt=side.attempts, retry_at=None, **error)
+
+    # -- turning back --------------------------------------------------------------------------------
+
+    @property
+    def is_pivot_passed(self) -> bool:
+        """Is there no way back? Also while nobody knows whether the pivot was passed."""
+        return any(
+            step.pivot
+            and (self._action(name).status in ("succeeded", "unknown") or self.saga.steps[name].maybe)
+            for name, step in self.plan.steps.items()
+        )
+
+    def _turn(self, reason: str, error: dict[str, Any]) -> None:
+        """Go back, or, where that is not possible any more, ask for a human."""
+        self.saga.reason, self.saga.error = reason, error
+        if self.is_pivot_passed:
+            self._need_attention(reason)
+            return
+        self.saga.status = "compensating"
+        self.say("saga.compensating", reason=reason, error=error)
+
+    def _need_attention(self, reason: str) -> None:
+        self.saga.before, self.saga.status = self.saga.status, "attention"
+        self.say("saga.attention", reason=reason, error=self.saga.error)
+
+    def cancel(self, reason: str) -> None:
+        self._turn("cancelled", {"code": "cancelled", "message": reason})
+
+    def turn_back(self, reason: str) -> None:
+        """An operator says so: the pivot, if it was passed, is taken back with the rest."""
+        self.saga.reason, self.saga.status, self.saga.before = "operator", "compensating", None
+        self.say("saga.compensating", reason="operator", error={"code": "operator", "message": reason})
+
+    def _backward(self) -> None:
+        for name, step in self.saga.steps.items():
+            self._stop(self.plan.steps[name], step)
+        if any(step.action.status in OUT for step in self.saga.steps.values()):
+            return  # nothing is taken back while it may still happen
+        needed = [step for step in self.plan.steps.values() if self._needs_undo(step)]
+        for each in needed:
+            self._look_at(each, self.saga.steps[each.name].undo, "compensate")
+        for each in needed:
+            self._take_back(each, needed)
+        self._end(needed)
+
+    def _stop(self, step: StepPlan, progress: StepProgress) -> None:
+        """Let what is under way come to its end, and begin nothing more."""
+        side = progress.action
+        if side.status in OUT:
+            self._look_at_end(step, side)
+        if side.status in ("pending", "ready", "backoff"):
+            side.status = "unknown" if progress.maybe else "failed" if side.attempts else "skipped"
+            side.due, side.finished = None, self.now
+
+    def _look_at_end(self, step: StepPlan, side: Side) -> None:
+        if step.kind != "call":
+            side.status, side.due, side.finished = "skipped", None, self.now
+        elif side.status == "queued" and (step.name, "action") not in self.leases:
+            self._withdraw(step, "action")
+            side.status, side.due, side.finished = "skipped", None, self.now
+        else:
+            self._look_at(step, side, "action")
+
+    def _needs_undo(self, step: StepPlan) -> bool:
+        progress = self.saga.steps[step.name]
+        has_effect = progress.maybe or progress.action.status in ("succeeded", "unknown")
+        return step.kind == "call" and has_effect and progress.action.attempts > 0
+
+    def _take_back(self, step: StepPlan, needed: list[StepPlan]) -> None:
+        side = self.saga.steps[step.name].undo
+        if side.status == "pending" and not self._is_blocked(step, needed):
+            side.status = "ready"
+            if step.compensation is None:
+                self.saga.dirty = True
+                side.status, side.finished = "skipped", self.now
+                self.say("compensation.skipped", step=step.name, why="it has none")
+        if side.status == "ready":
+            self._dispatch(step, side, "compensate")
+
+    def _is_blocked(self, step: StepPlan, needed: list[StepPlan]) -> bool:
+        """Must something else be taken back first?"""
+        left = {each.name for each in needed if self.saga.steps[each.name].undo.status not in DONE} - {
+            step.name
+        }
+        if self.plan.order == "parallel":
+            return False
+        if self.plan.order == "sequential":
+            place = self.saga.steps[step.name].place
+            return any(self.saga.steps[name].place > place for name in left)
+        return not left.isdisjoint(self._descendants(step.name))
+
+    def _descendants(self, name: str) -> set[str]:
+        found: set[str] = set()
+        todo = list(self.plan.before[name])
+        while todo:
+            each = todo.pop()
+            if each not in found:
+                found.add(each)
+                todo += self.plan.before[each]
+        return found
+
+    # -- ends ----------------------------------------------------------------------------------------
+
+    def _succeed(self) -> None:
+        try:
+            self.saga.output = self.plan.output.render(self._scope()) if self.plan.output else None
+        except MappingError as error:  # everything was done: that is no reason to take it back
+            self.saga.error = {"code": "mapping_failed", "message": f"output: {error.detail}"}
+        self._finish("succeeded", output=self.saga.output)
+
+    def _end(self, needed: list[StepPlan]) -> None:
+        sides = [self.saga.steps[step.name].undo for step in needed]
+        if all(side.status in DONE for side in sides):
+            was_taken_back = any(side.status == "succeeded" for side in sides)
+            self._finish("compensated" if was_taken_back else "failed")
+        elif not any(side.status in (*OUT, "ready", "backoff") for side in sides):
+            self._need_attention("compensation_failed")
+
+    def _finish(self, status: str, **more: Any) -> None:
+        self.saga.status = status
+        self.say(
+            f"saga.{status}", reason=self.saga.reason, error=self.saga.error, dirty=self.saga.dirty, **more
+        )
+
+    def terminate(self, reason: str) -> None:
+        """End it where it is. What was done stays done."""
+        self.saga.dirty |= any(self._needs_undo(step) for step in self.plan.steps.values())
+        self.saga.reason, self.saga.error = "operator", {"code": "terminated", "message": reason}
+        for name, step in self.saga.steps.items():
+            for op, side in step.sides():
+                if side.status == "queued":
+                    self._withdraw(self.plan.steps[name], op)
+        self._finish("terminated")
+
+    # -- what operators and others say ---------------------------------------------------------------
+
+    def pause(self) -> None:
+        self.saga.before, self.saga.status, self.saga.paused_at = self.saga.status, "paused", self.now
+
+    def resume(self) -> None:
+        """Go on, as if no time had passed."""
+        assert self.saga.before is not None
+        gone = self.now - (self.saga.paused_at or self.now)
+        for side in self.saga.sides():
+            if side.due is not None and side.status != "calling":
+                side.due += gone
+        if self.saga.deadline is not None:
+            self.saga.deadline += gone
+        self.saga.status, self.saga.before, self.saga.paused_at = self.saga.before, None, None
+
+    def signal(self, name: str, payload: Any) -> None:
+        """A signal goes to the steps that wait for it, or is kept for the first that will."""
+        self.say("saga.signalled", signal=name, payload=payload)
+        waiting = [
+            step
+            for step in self.plan.steps.values()
+            if step.kind == "signal" and step.signal == name and self._action(step.name).status == "waiting"
+        ]
+        for step in waiting:
+            self._succeeded(step, self._action(step.name), "action", payload)
+        if not waiting:
+            self.saga.signals[name] = payload
+
+    @property
+    def stuck(self) -> dict[str, str]:
+        """The steps that only a human can help, each with the op that is stuck."""
+        forward = self.saga.status == "attention" and self.saga.before == "running"
+        found = {}
+        for name, step in self.saga.steps.items():
+            if step.undo.status == "stuck":
+                found[name] = "compensate"
+            elif forward and step.action.status in ("failed", "unknown"):
+                found[name] = "action"
+        return found
+
+    def retry(self, name: str, op: str) -> None:
+        """Try again what has failed, as if for the first time: the attempts go on counting, the key stays."""
+        side = self._side(name, op)
+        side.status, side.failures, side.failed_since, side.due, side.finished = "ready", 0, None, None, None
+        self.say(verb(op, "retried"), step=name)
+        self._go_on()
+
+    def settle(self, name: str, op: str, status: str, output: Any = None) -> None:
+        """A human says what came of it: `succeeded`, by other means, or `skipped`."""
+        side = self._side(name, op)
+        if status == "succeeded":
+            self._succeeded(self.plan.steps[name], side, op, output)
+        else:
+            side.status, side.due, side.finished = "skipped", None, self.now
+            self.saga.dirty |= op == "compensate" or self.saga.steps[name].maybe
+            self.say(verb(op, "skipped"), step=name, why="an operator said so")
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self.saga.status == "attention" and not self.stuck:
+            self.saga.status, self.saga.before = self.saga.before or "running", None
+
+
+def verb(op: str, what: str) -> str:
+    """`step.dispatched`, `compensation.dispatched`."""
+    return f"{'step' if op == 'action' else 'compensation'}.{what}"
+
+
+def wake_at(progress: Progress) -> float | None:
+    """When a saga must be looked at though nothing was heard of it."""
+    if progress.is_over or progress.status in ("paused", "attention"):
+        return None
+    # Whoever calls looks after its calls; if it dies, that is noticed.
+    dues = [side.due for side in progress.sides() if side.due is not None and side.status != "calling"]
+    if progress.status == "running" and progress.deadline is not None:
+        dues.append(progress.deadline)
+    return min(dues, default=None)

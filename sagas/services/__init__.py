@@ -1,0 +1,5 @@
+"""The saga operations, by what they are about. Importing this declares them all."""
+
+from sagas.services import definitions, driving, looking, operating, starting, tasks
+
+__all__ = ["definitions", "driving", "looking", "operating", "starting", "tasks"]

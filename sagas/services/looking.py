@@ -1,0 +1,170 @@
+"""Looking at sagas."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from orjson import Fragment
+from pydantic import Field
+
+from core.callers import Call
+from core.database import Row, rows
+from core.encoding import encode
+from core.models import between, position_of
+from core.operations import query
+from core.types import Cursor, Instant, Limit, Text, encode_cursor
+from sagas import progress as stored_progress
+from sagas.errors import SagaNotFound
+from sagas.models import Saga
+from sagas.plans import Plan, StepPlan
+from sagas.rules import Progress, Side, StepProgress
+from sagas.services.courses import instant, known_plan, plan_at
+from sagas.types import (
+    CompensationState,
+    History,
+    HistoryEvent,
+    SagaId,
+    SagaName,
+    Sagas,
+    SagaState,
+    SagaSummary,
+    Status,
+    StepState,
+)
+
+COLUMNS = """id, title, status, reason, current_step, error::text, tags::text, created_at, finished_at, definition,
+    progress::text, input::text, output::text, metadata::text, dirty, deadline_at"""
+ONE = f"select {COLUMNS} from sagas_saga where id = %s"
+BODY = "select body::text from sagas_definition where id = %s"
+
+
+def state_of(saga: Saga, plan: Plan, progress: Progress) -> SagaState:
+    """A saga as it is, for whoever may look at it."""
+    status: Any = progress.status
+    return SagaState(
+        saga.name, saga.title, status, progress.reason, saga.current_step, Fragment(saga.input), progress.output,
+        progress.error, Fragment(saga.metadata or "{}"), Fragment(saga.tags or "{}"), progress.dirty, steps_of(plan, progress),
+        saga.created_at, saga.deadline_at, saga.finished_at,
+    )  # fmt: skip
+
+
+def steps_of(plan: Plan, progress: Progress) -> list[StepState]:
+    return [step_state(plan.steps[name], step) for name, step in progress.steps.items()]
+
+
+def step_state(step: StepPlan, progress: StepProgress) -> StepState:
+    kind: Any = step.kind
+    side = progress.action
+    return StepState(
+        step.name, kind, step.service, step.action, side.status, side.attempts, at(side.started),
+        at(side.finished), at(side.due), progress.output, side.error, undo_state(step, progress.undo),
+    )  # fmt: skip
+
+
+def undo_state(step: StepPlan, side: Side) -> CompensationState | None:
+    if step.compensation is None:
+        return None
+    status = {"succeeded": "compensated"}.get(side.status, side.status)
+    return CompensationState(status, side.attempts, at(side.started), at(side.finished), side.error)
+
+
+def at(seconds: float | None) -> datetime | None:
+    return None if seconds is None else instant(seconds)
+
+
+@query("GET sagas/{saga_id}", returns=SagaState, aliases=["GET sagas/{saga_id}/status"], hot=True)
+async def get(call: Call, *, saga_id: SagaId) -> SagaState:
+    """A saga and its steps: what each did, how often it was tried, what it answered.
+
+    Errors: `saga_not_found` (404).
+    """
+    found = await rows(ONE, [f"{call.namespace.name}/{saga_id}"])
+    if not found:
+        raise SagaNotFound(f"There is no saga {saga_id}.", saga_id=saga_id)
+    return await seen(found[0])
+
+
+async def seen(row: Row) -> SagaState:
+    (address, title, status, reason, step, error, tags, created, finished, definition, progress, given, output,
+     metadata, dirty, deadline) = row  # fmt: skip
+    plan, stands = await stored_plan(definition), stored_progress.from_text(progress)
+    return SagaState(
+        address.partition("/")[2], title, status, reason, step, Fragment(given), json(output), json(error),
+        json(metadata) or {}, json(tags) or {}, dirty, steps_of(plan, stands), created, deadline, finished,
+    )  # fmt: skip
+
+
+def json(text: str | None) -> Any:
+    return Fragment(text) if text else None
+
+
+async def stored_plan(address: str) -> Plan:
+    """Raises: Unavailable."""
+    if plan := known_plan(address):
+        return plan
+    ((body,),) = await rows(BODY, [address])
+    return plan_at(address, body)
+
+
+FIND = f"""select {COLUMNS} from sagas_saga where id > %s and id < %s and id < %s
+    and (%s::text is null or status = %s) and (%s::text is null or title = %s)
+    and (%s::timestamptz is null or created_at >= %s) and (%s::jsonb is null or tags @> %s::jsonb)
+order by id desc limit %s"""
+
+
+@query("GET sagas", returns=Sagas)
+async def find(
+    call: Call,
+    *,
+    status: Status | None = None,
+    name: SagaName | None = None,
+    since: Instant | None = None,
+    tag: Annotated[list[Text], Field(max_length=8)] = [],  # noqa: B006
+    limit: Limit = 50,
+    cursor: Cursor | None = None,
+) -> Sagas:
+    """Sagas, the newest first: of one status, name, begun since then, with every `tag`, each as `key:value`."""
+    start, end = between(call.namespace.name)
+    tags = encode(dict(each.partition(":")[::2] for each in tag)).decode() if tag else None
+    before = min(cursor or end, end)
+    found = await rows(
+        FIND, [start, end, before, status, status, name, name, since, since, tags, tags, limit + 1]
+    )
+    items = [summary(row) for row in found[:limit]]
+    return Sagas(items, encode_cursor(start + items[-1].saga_id) if len(found) > limit else None)
+
+
+def summary(row: Row) -> SagaSummary:
+    address, title, status, reason, step, error, tags, created, finished, *_ = row
+    return SagaSummary(
+        address.partition("/")[2],
+        title,
+        status,
+        reason,
+        step,
+        json(error),
+        json(tags) or {},
+        created,
+        finished,
+    )
+
+
+EVENTS = """select id, version, type, data::text, actor, recorded_at from core_event
+    where namespace_id = %s and stream = %s and version >= %s order by version limit %s"""
+
+
+@query("GET sagas/{saga_id}/history", returns=History)
+async def history(
+    call: Call, *, saga_id: SagaId, from_version: Annotated[int, Field(ge=1)] = 1, limit: Limit = 200
+) -> History:
+    """Everything that happened to a saga, in order: its stream in the log.
+
+    Errors: `saga_not_found` (404).
+    """
+    found = await rows(EVENTS, [call.namespace.number, f"$saga:{saga_id}", from_version, limit + 1])
+    if not found and not await rows(ONE, [f"{call.namespace.name}/{saga_id}"]):
+        raise SagaNotFound(f"There is no saga {saga_id}.", saga_id=saga_id)
+    events = [
+        HistoryEvent(version, position_of(place), kind, Fragment(data), actor, recorded)
+        for place, version, kind, data, actor, recorded in found[:limit]
+    ]
+    return History(saga_id, events, events[-1].version if events else 0, len(found) > limit)

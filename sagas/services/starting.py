@@ -1,0 +1,135 @@
+"""Starting sagas."""
+
+import hashlib
+from datetime import timedelta
+from secrets import token_hex
+from typing import Annotated, Any
+
+from orjson import Fragment
+from pydantic import Field
+
+from core.batch import Transaction
+from core.encoding import encode
+from core.errors import Invalid
+from core.operations import command
+from core.types import Json, Object
+from sagas.errors import DefinitionNotFound
+from sagas.models import Definition, DefinitionName, Saga
+from sagas.plans import Plan, compile_plan
+from sagas.services.courses import begin, course_of, plan_at, plan_for, store
+from sagas.services.looking import state_of
+from sagas.types import Order, SagaName, SagaState, Seconds, StartName, Step, Steps, Tags
+
+RAW = ("input", "compensation_input", "seconds")  # JSON text already
+
+
+def touches(params: dict[str, Any]) -> list[tuple[type[Any], str]]:
+    """The definition: by its name, or by what it says."""
+    if params["steps"] is not None:
+        return [
+            (
+                Definition,
+                inline_name(body_of(params["steps"], params["output"], params["compensation_order"])),
+            )
+        ]
+    return [(DefinitionName, params["definition"])] if params["definition"] else []
+
+
+@command("POST sagas", returns=SagaState, status=201, hot=True, touches=touches)
+def start(
+    tx: Transaction,
+    *,
+    name: StartName,
+    steps: Steps | None = None,
+    definition: SagaName | None = None,
+    definition_version: Annotated[int, Field(ge=1)] | None = None,
+    input: Json = None,
+    output: Json | None = None,
+    compensation_order: Order = "reverse",
+    metadata: Object = "{}",
+    tags: Tags = {},  # noqa: B006
+    deadline_seconds: Annotated[Seconds, Field(gt=0)] | None = None,
+) -> SagaState:
+    """Start a saga: steps that call participants one after another, each compensated if a later one fails.
+
+    `steps` says what is to be done, or `definition` (and `definition_version`, the last unless said) names it.
+    `input` is any JSON, which steps see as `${input}`. `output` is what the saga answers in the end, a template.
+    `compensation_order`: reverse (of the graph; independent branches together), sequential, parallel.
+    After `deadline_seconds` a saga that is not over turns back. Once this is answered the saga is carried out, through
+    every crash; its participants are called at least once, with the same Idempotency-Key at every attempt.
+
+    Errors: `invalid` (422) names every fault of the steps: circles, unknown steps, templates; `definition_not_found`.
+    """
+    address, plan = definition_for(tx, steps, definition, definition_version, output, compensation_order)
+    deadline = None if deadline_seconds is None else tx.now + timedelta(seconds=deadline_seconds)
+    progress = begin(plan, deadline.timestamp() if deadline else None)
+    saga = tx.add(
+        Saga, new_id(tx), title=name, definition=address, status="running", progress="", input=input or "null",
+        metadata=metadata, tags=encode(tags).decode(), created_at=tx.now, deadline_at=deadline,
+    )  # fmt: skip
+    tx.emit(saga, "saga.started", {"name": name, "definition": saga.definition, "input": Fragment(saga.input),
+                                   "metadata": Fragment(metadata), "tags": tags})  # fmt: skip
+    course = course_of(tx, saga, progress)
+    course.proceed()
+    store(tx, saga, course)
+    return state_of(saga, plan, course.saga)
+
+
+def new_id(tx: Transaction) -> str:
+    """By time, so that the newest are the last."""
+    return f"{int(tx.now.timestamp() * 1000):012x}{token_hex(8)}"
+
+
+def definition_for(
+    tx: Transaction,
+    steps: list[Step] | None,
+    name: str | None,
+    version: int | None,
+    output: str | None,
+    order: str,
+) -> tuple[str, Plan]:
+    """Where the definition is stored, and what it means.
+
+    Raises: Invalid, DefinitionNotFound.
+    """
+    if (steps is None) == (name is None):
+        raise Invalid([{"pointer": "/steps", "code": "one_of", "detail": "either steps or definition"}])
+    if steps is not None:
+        return inline(tx, body_of(steps, output, order), steps, output, order)
+    found = tx.get(DefinitionName, name or "")
+    version = version or (found.version if found else 0)
+    if found is None or version > found.version:
+        raise DefinitionNotFound(f"There is no definition {name}{f' version {version}' if version else ''}.")
+    address = tx.address(versioned(name or "", version))
+    return address, plan_for(tx, address)
+
+
+def versioned(name: str, version: int) -> str:
+    return f"{name}#{version:06d}"
+
+
+def inline(tx: Transaction, body: str, steps: list[Step], output: str | None, order: str) -> tuple[str, Plan]:
+    """Steps that were given with the start: the same steps are one definition."""
+    name = inline_name(body)
+    found = tx.get(Definition, name)
+    if found is None:
+        compile_plan(steps, output, order)  # names every fault by where the caller wrote it
+        found = tx.add(Definition, name, body=body, created_at=tx.now)
+    return found.id, plan_at(found.id, body)
+
+
+def inline_name(body: str) -> str:
+    return f"${hashlib.sha256(body.encode()).hexdigest()[:40]}"
+
+
+def body_of(steps: list[Step], output: str | None, order: str) -> str:
+    return encode({"steps": [said(step) for step in steps], "output": raw(output), "order": order}).decode()
+
+
+def said(step: Step) -> dict[str, Any]:
+    found = step.model_dump(exclude_defaults=True)
+    return {**found, **{name: raw(found[name]) for name in RAW if name in found}}
+
+
+def raw(text: str | None) -> Any:
+    return None if text is None else Fragment(text)

@@ -1,0 +1,293 @@
+"""Work for those who come for it: workers that poll, and participants that answer later."""
+
+import asyncio
+import hmac
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from secrets import token_hex
+from time import monotonic
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from core.batch import Transaction
+from core.callers import Call
+from core.encoding import decode
+from core.errors import Unavailable
+from core.operations import command, query
+from core.runtime import runtime
+from core.types import Json, Text, Wait, check_text
+from discovery.types import ServiceName
+from sagas import progress as stored_progress
+from sagas.errors import LeaseLost, TaskNotFound
+from sagas.models import Saga, Task
+from sagas.participants import token_for
+from sagas.rules import Outcome, Side
+from sagas.services.courses import course_of, instant, store
+from sagas.services.driving import heard
+from sagas.types import Strict, TaskDone, Tasks
+from sagas.types import Task as TaskState
+from sagas.worker import worker
+
+TaskId = Annotated[
+    str, Field(max_length=150, pattern=r"^[A-Za-z0-9-]+\.[A-Za-z0-9_-]+\.(action|compensate)$")
+]
+LeaseToken = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=64)]
+LeaseSeconds = Annotated[float, Field(ge=1, le=86400)]
+Most = Annotated[int, Field(ge=1, le=100)]
+Code = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=100)]
+Message = Annotated[str, AfterValidator(check_text), Field(max_length=1000)]
+LOOK_AGAIN = 0.25  # seconds until who waits for a task looks whether another process queued one
+QUEUED = (
+    "select id from sagas_task where queue = $1 and lease_token is null order by queued_at, id limit $2::int"
+)
+
+
+# -- fetching ----------------------------------------------------------------------------------------
+
+
+@query("POST workers/{service}/poll", name="workers.poll", returns=Tasks, hot=True, changes=True)
+async def poll(
+    call: Call,
+    *,
+    service: ServiceName,
+    worker_id: Text,
+    max: Most = 10,
+    wait_seconds: Wait = 0.0,
+    lease_seconds: LeaseSeconds = 30.0,
+) -> Tasks:
+    """Fetch up to `max` (100) tasks of a service, the oldest first, waiting up to `wait_seconds` (300) for one.
+
+    Each is yours for `lease_seconds` (1 to 86400): say `tasks.complete` or `tasks.fail` before that, or
+    `tasks.heartbeat`. If the lease runs out nobody knows what came of it: the task is given out again, with the same
+    Idempotency-Key, and your answer comes too late.
+    """
+    queue, until = f"{call.namespace.name}/{service}", monotonic() + wait_seconds
+    params = {"service": service, "worker_id": worker_id, "max": max, "lease_seconds": lease_seconds}
+    news = worker.news_of(queue)
+    while True:
+        news.clear()
+        found: list[TaskState] = (await runtime.carry_out(lease, call, params)).value
+        left = until - monotonic()
+        if found or left <= 0:
+            return Tasks(found)
+        if runtime.stopping:
+            raise Unavailable("This process is stopping.")
+        await heard_of(news, min(left, LOOK_AGAIN))
+
+
+async def heard_of(news: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await news.wait()
+    except TimeoutError:
+        pass
+
+
+@command()
+def lease(
+    tx: Transaction, *, service: str, worker_id: str, max: int, lease_seconds: float
+) -> list[TaskState]:
+    """Give the oldest tasks of a queue to a worker."""
+    until = tx.now + timedelta(seconds=lease_seconds)
+    found = []
+    for task in waiting(tx, tx.address(service), max):
+        task.worker, task.lease_token = worker_id, token_hex(12)
+        task.lease_until, task.lease_seconds = until, lease_seconds
+        found.append(given(task))
+        if len(found) == max:
+            break
+    return found
+
+
+def waiting(tx: Transaction, queue: str, most: int) -> Iterator[Task]:
+    """Tasks that nobody has. What is looked up is not locked: others may have taken some since."""
+    # Twice as many, so that who polls beside this one finds some too.
+    addresses = [address for (address,) in tx.look(QUEUED, queue, str(2 * most))]
+    for start in range(0, len(addresses), most):
+        some = addresses[start : start + most]
+        tx.load(*((Task, address) for address in some))
+        for address in some:
+            task = tx.at(Task, address)
+            if task is not None and task.lease_token is None:
+                yield task
+
+
+def given(task: Task) -> TaskState:
+    body, op = decode(task.body), task.op
+    assert task.lease_token
+    assert task.lease_until
+    return TaskState(
+        task.name, task.lease_token, task.saga.partition("/")[2], body["saga_name"], task.step, op,  # type: ignore[arg-type]
+        body["action"], task.attempt, body["idempotency_key"], body["input"], body["context"], task.lease_until,
+    )  # fmt: skip
+
+
+# -- answering ---------------------------------------------------------------------------------------
+
+
+class Done(Strict):
+    """A task that is done, and what it gave."""
+
+    task_id: TaskId
+    lease_token: LeaseToken
+    output: Json = None
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of each: the status of its step, `late`, or the code of the refusal."""
+
+    task_id: str
+    status: str
+
+
+@dataclass(slots=True)
+class SettledMany:
+    items: list[Settled]
+
+
+@dataclass(slots=True)
+class Kept:
+    """`cancel_requested`: the saga turned back meanwhile; whatever you answer, it will be compensated."""
+
+    task_id: str
+    lease_expires_at: datetime
+    cancel_requested: bool
+
+
+def place(task_id: str) -> tuple[str, str, str]:
+    saga_id, step, op = task_id.split(".")
+    return saga_id, step, op
+
+
+def touches_of(task_id: str) -> Sequence[tuple[type[Any], str]]:
+    return ((Task, task_id), (Saga, place(task_id)[0]))
+
+
+def touches(params: dict[str, Any]) -> Sequence[tuple[type[Any], str]]:
+    return touches_of(params["task_id"])
+
+
+@command("POST tasks/{task_id}/complete", name="tasks.complete", returns=TaskDone, hot=True, touches=touches)
+def complete(tx: Transaction, *, task_id: TaskId, lease_token: LeaseToken, output: Json = None) -> TaskDone:
+    """Say that a task is done, and what it gave (any JSON). Also for a participant that was called and answered 202:
+    its token came as `Syros-Task-Token`.
+
+    Errors: `task_not_found` (404), `lease_lost` (409): the answer came too late, and changed nothing.
+    """
+    return settle(tx, task_id, lease_token, Outcome("succeeded", decode(output or "null")))
+
+
+@command(
+    "POST tasks/complete-many", name="tasks.complete_many", returns=SettledMany, hot=True, max_bytes=16 << 20,
+    touches=lambda params: [touch for each in params["tasks"] for touch in touches_of(each.task_id)],
+)  # fmt: skip
+def complete_many(
+    tx: Transaction, *, tasks: Annotated[list[Done], Field(min_length=1, max_length=100)]
+) -> SettledMany:
+    """The same for up to 100 tasks. One that is refused, for the reasons `tasks.complete` has, is none of the others'
+    business: its `status` is the code."""
+    return SettledMany([settled(tx, each) for each in tasks])
+
+
+def settled(tx: Transaction, task: Done) -> Settled:
+    try:
+        done = settle(tx, task.task_id, task.lease_token, Outcome("succeeded", decode(task.output or "null")))
+    except (TaskNotFound, LeaseLost) as refusal:
+        return Settled(task.task_id, refusal.code)
+    return Settled(task.task_id, done.status)
+
+
+@command("POST tasks/{task_id}/fail", name="tasks.fail", returns=TaskDone, hot=True, touches=touches)
+def fail(
+    tx: Transaction,
+    *,
+    task_id: TaskId,
+    lease_token: LeaseToken,
+    code: Code = "failed",
+    message: Message = "",
+    effect: Literal["none", "unknown"] = "none",
+    retryable: bool = False,
+    retry_after_seconds: Annotated[float, Field(ge=0, le=3600)] | None = None,
+) -> TaskDone:
+    """Say that a task failed. `effect` none: nothing was done, so nothing is to be compensated; it is tried again
+    only if `retryable`. Unknown: it is tried again, and compensated if that leads nowhere.
+
+    Errors: `task_not_found` (404), `lease_lost` (409).
+    """
+    kind = "unknown" if effect == "unknown" else "refused" if retryable else "failed"
+    outcome = Outcome(kind, code=code, message=message, retry_after=retry_after_seconds)
+    return settle(tx, task_id, lease_token, outcome)
+
+
+@command("POST tasks/{task_id}/heartbeat", name="tasks.heartbeat", returns=Kept, hot=True, touches=touches)
+def heartbeat(
+    tx: Transaction, *, task_id: TaskId, lease_token: LeaseToken, lease_seconds: LeaseSeconds | None = None
+) -> Kept:
+    """Keep a task for another `lease_seconds`, as many as before unless said.
+
+    Errors: `task_not_found` (404), `lease_lost` (409).
+    """
+    saga, _, task = found(tx, task_id, lease_token)
+    if task is None:
+        until = keep_accepted(tx, saga, task_id, lease_seconds or 30.0)
+    else:
+        task.lease_seconds = lease_seconds or task.lease_seconds or 30.0
+        until = task.lease_until = tx.now + timedelta(seconds=task.lease_seconds)
+    is_turned = saga.status != "running" and place(task_id)[2] == "action"
+    return Kept(task_id, until, is_turned)
+
+
+def keep_accepted(tx: Transaction, saga: Saga, task_id: str, seconds: float) -> datetime:
+    """The same for a call that was accepted: no earlier than it would be given up anyway."""
+    _, step, op = place(task_id)
+    course = course_of(tx, saga)
+    due = course.keep(step, op, seconds)
+    store(tx, saga, course)
+    return instant(due)
+
+
+def settle(tx: Transaction, task_id: str, lease_token: str, outcome: Outcome) -> TaskDone:
+    """Raises: TaskNotFound, LeaseLost."""
+    saga, side, task = found(tx, task_id, lease_token)
+    saga_id, step, op = place(task_id)
+    if task is not None:
+        tx.remove(task)
+    status = heard(tx, saga, step, op, side.attempts, outcome)
+    return TaskDone(task_id, saga_id, step, status)
+
+
+def found(tx: Transaction, task_id: str, lease_token: str) -> tuple[Saga, Side, Task | None]:
+    """The saga, the side of the step, and the task; none, if the participant was called and answers later.
+
+    Raises: TaskNotFound, LeaseLost.
+    """
+    saga_id, step, op = place(task_id)
+    saga, task = tx.get(Saga, saga_id), tx.get(Task, task_id)
+    if saga is None:
+        raise TaskNotFound(f"There is no task {task_id}.", task_id=task_id)
+    progress = stored_progress.from_text(saga.progress).steps.get(step)
+    if progress is None:
+        raise TaskNotFound(f"There is no task {task_id}.", task_id=task_id)
+    side = progress.action if op == "action" else progress.undo
+    if task is not None:
+        refuse_unless(
+            task.lease_token is not None and hmac.compare_digest(task.lease_token, lease_token), task_id
+        )
+        return saga, side, task
+    if side.status not in ("calling", "waiting"):
+        raise TaskNotFound(
+            f"The task {task_id} is over: {side.status}.", task_id=task_id, step_status=side.status
+        )
+    refuse_unless(
+        hmac.compare_digest(token_for(saga.namespace, saga_id, step, op, side.attempts), lease_token), task_id
+    )
+    return saga, side, None
+
+
+def refuse_unless(holds: bool, task_id: str) -> None:
+    """Raises: LeaseLost."""
+    if not holds:
+        raise LeaseLost(f"This lease of {task_id} is over.", task_id=task_id)

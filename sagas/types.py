@@ -1,0 +1,203 @@
+"""What the saga operations take and answer."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+from core.types import Json, Text
+from discovery.types import ServiceName
+
+StepName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
+SagaName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+SagaId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
+Path = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9._~/-]+$")]
+Seconds = Annotated[float, Field(ge=0, le=10 * 366 * 86400)]
+Timeout = Annotated[float, Field(ge=0.1, le=86400)]
+Condition = Annotated[str, Field(min_length=1, max_length=2048)]
+Kind = Literal["call", "sleep", "signal"]
+Status = Literal[
+    "scheduled", "running", "paused", "compensating", "attention",
+    "succeeded", "compensated", "failed", "terminated",
+]  # fmt: skip
+FINAL = ("succeeded", "compensated", "failed", "terminated")
+MAX_STEPS = 500
+TIMEOUT = 30.0  # seconds, unless said
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class RetryPolicy(Strict):
+    """How often and how long apart something is tried again."""
+
+    max_attempts: Annotated[int, Field(ge=1, le=1000)] | None = None
+    backoff_strategy: Literal["fixed", "linear", "exponential"] = "exponential"
+    initial_delay_seconds: Annotated[float, Field(ge=0, le=86400)] = 0.2
+    max_delay_seconds: Annotated[float, Field(ge=0, le=86400)] | None = None
+    factor: Annotated[float, Field(ge=1, le=100)] = 2.0
+    jitter: Literal["none", "equal", "full"] = "full"
+    max_elapsed_seconds: Seconds | None = None
+    non_retryable: Annotated[list[Text], Field(max_length=64)] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def count_attempts(cls, values: Any) -> Any:
+        """`max_retries` is one less: the first attempt is none."""
+        if (
+            isinstance(values, dict)
+            and isinstance(values.get("max_retries"), int)
+            and "max_attempts" not in values
+        ):
+            values = {**values, "max_attempts": values["max_retries"] + 1}
+            del values["max_retries"]
+        return values
+
+
+class Step(Strict):
+    """One step of a saga, as its author writes it. Inputs and `seconds` are templates: see sagas.mapping."""
+
+    name: StepName
+    kind: Kind = "call"
+    service: ServiceName | None = None
+    action: Path | None = None
+    compensation: Path | None = None
+    timeout_seconds: Timeout = TIMEOUT
+    input: Json | None = None
+    compensation_input: Json | None = None
+    depends_on: Annotated[list[StepName], Field(max_length=MAX_STEPS)] | None = None
+    when: Condition | None = None
+    retry_policy: RetryPolicy = RetryPolicy()
+    compensation_retry_policy: RetryPolicy = RetryPolicy()
+    pivot: bool = False
+    schedule_to_start_seconds: Timeout | None = None
+    verify: Path | None = None
+    seconds: Json | None = None
+    signal: StepName | None = None
+
+
+Steps = Annotated[list[Step], Field(min_length=1, max_length=MAX_STEPS)]
+Order = Literal["reverse", "sequential", "parallel"]
+Tags = Annotated[dict[StepName, Text], Field(max_length=32)]
+StartName = Annotated[SagaName, Field(validation_alias=AliasChoices("name", "saga_name"))]
+
+
+@dataclass(slots=True)
+class CompensationState:
+    status: str
+    attempts: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: Any
+
+
+@dataclass(slots=True)
+class StepState:
+    """A step as it is now. `outcome` of a step that is over: succeeded, failed, or unknown."""
+
+    name: str
+    kind: Kind
+    service: str | None
+    action: str | None
+    status: str
+    attempts: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    due_at: datetime | None
+    output: Any
+    error: Any
+    compensation: CompensationState | None
+
+
+@dataclass(slots=True)
+class SagaSummary:
+    saga_id: str
+    name: str
+    status: Status
+    reason: str | None
+    current_step: str | None
+    error: Any
+    tags: Any
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(slots=True)
+class SagaState:
+    """A saga with its steps. `dirty`: some effect may remain that nobody took back."""
+
+    saga_id: str
+    name: str
+    status: Status
+    reason: str | None
+    current_step: str | None
+    input: Any
+    output: Any
+    error: Any
+    metadata: Any
+    tags: Any
+    dirty: bool
+    steps: list[StepState]
+    created_at: datetime
+    deadline_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(slots=True)
+class Sagas:
+    items: list[SagaSummary]
+    next_cursor: str | None
+
+
+@dataclass(slots=True)
+class HistoryEvent:
+    version: int
+    position: int
+    type: str
+    data: Any
+    actor: str
+    recorded_at: datetime
+
+
+@dataclass(slots=True)
+class History:
+    saga_id: str
+    events: list[HistoryEvent]
+    version: int
+    has_more: bool
+
+
+@dataclass(slots=True)
+class Task:
+    """Work for a worker of a service that polls. `lease_token` proves that it is the worker's; the key is the same
+    at every attempt."""
+
+    task_id: str
+    lease_token: str
+    saga_id: str
+    saga_name: str
+    step: str
+    op: Literal["action", "compensate", "verify"]
+    action: str
+    attempt: int
+    idempotency_key: str
+    input: Any
+    context: Any
+    lease_expires_at: datetime
+
+
+@dataclass(slots=True)
+class Tasks:
+    tasks: list[Task]
+
+
+@dataclass(slots=True)
+class TaskDone:
+    """`status` of the step after that; `late` if it was over already, which changed nothing."""
+
+    task_id: str
+    saga_id: str
+    step: str
+    status: str

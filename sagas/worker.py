@@ -1,0 +1,170 @@
+"""The part of a process that works for sagas: it calls participants, keeps time, and picks up what others left.
+
+Nothing here decides: every outcome goes to the rules through a command, and whatever this forgets with its process is
+found again from the rows.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from django.conf import settings
+
+from core.callers import SYSTEM, Call, Namespace
+from core.database import rows
+from core.errors import OutcomeUnknown, SyrosError, Unavailable
+from core.operations import registry
+from core.runtime import carry_out_for, every, runtime
+from discovery.directory import directory
+from sagas import participants
+from sagas.participants import Attempt
+from sagas.rules import Outcome
+
+logger = logging.getLogger("syros.sagas")
+
+AT_ONCE = 200  # sagas a command
+ROUNDS = 20  # of them before others have their turn
+PAUSES = (0.05, 0.2, 0.5, 1, 2, 5, 5, 5)  # seconds between tries to tell what came of a call
+# What time has made due. Of what belongs to a process that lives, that process takes care.
+DUE = """select id from sagas_saga s where wake_at <= clock_timestamp() and (owner is null or owner = %s or not exists (
+    select from core_process p where p.id = s.owner and p.expires_at > clock_timestamp()))
+order by wake_at limit 200"""
+ABANDONED = """select s.id from sagas_saga s
+    left join core_process p on p.id = s.owner and p.expires_at > clock_timestamp()
+    where s.owner is not null and p.id is null limit 200"""
+MINE = "select id from sagas_saga where owner = %s"
+WAITING_FOR = "select distinct saga from sagas_task where queue = any(%s) and lease_token is null limit 200"
+LEASES_OVER = "select distinct saga from sagas_task where lease_until <= clock_timestamp() limit 200"
+
+
+class Worker:
+    """Of a process that calls participants; in one that does not, `is_here` is false and nothing happens."""
+
+    def __init__(self) -> None:
+        self._live: Counter[str] = Counter()  # calls and timers under way, by saga
+        self._quiet: set[str] = (
+            set()
+        )  # sagas of this process of which nothing was under way when it last looked
+        self._pollers: dict[str, asyncio.Event] = {}  # of those who wait for tasks, by queue
+
+    @property
+    def is_here(self) -> bool:
+        return bool(settings.WORKS) and not runtime.stopping
+
+    def serves_in(self, namespace: str) -> Callable[[str], bool]:
+        """Has a service instances that can be called?"""
+        return lambda service: directory.has(f"{namespace}/{service}")
+
+    # -- after a commit ------------------------------------------------------------------------------
+
+    def attempt(self, attempt: Attempt) -> None:
+        self._live[attempt.saga] += 1
+        runtime.spawn(self._attempt(attempt))
+
+    async def _attempt(self, attempt: Attempt) -> None:
+        try:
+            outcome = await self._outcome(attempt)
+            await self._tell(attempt, outcome)
+        finally:
+            self._over(attempt.saga)
+
+    async def _outcome(self, attempt: Attempt) -> Outcome:
+        try:
+            return await participants.call(attempt)
+        except Exception as error:
+            logger.exception("a call of %s broke", attempt.service)
+            return Outcome("unknown", code="internal", message=type(error).__name__)
+
+    async def _tell(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Have it written down what came of a call, through short outages. If that fails, the call is made again."""
+        call = Call(SYSTEM, attempt.namespace, correlation_id=attempt.correlation_id)
+        params = {"saga_id": attempt.saga_id, "step": attempt.step, "op": attempt.op, "attempt": attempt.number,
+                  "outcome": outcome}  # fmt: skip
+        for pause in PAUSES:
+            try:
+                await runtime.carry_out(registry["sagas.hear"], call, params)
+                return
+            except (Unavailable, OutcomeUnknown):
+                await asyncio.sleep(pause)
+            except SyrosError as error:
+                logger.warning("saga %s: %s", attempt.saga, error)
+                return
+
+    def wake_later(self, namespace: Namespace, saga_id: str, seconds: float) -> None:
+        saga = f"{namespace.name}/{saga_id}"
+        self._live[saga] += 1
+        runtime.spawn(self._wake_later(saga, seconds))
+
+    async def _wake_later(self, saga: str, seconds: float) -> None:
+        try:
+            await asyncio.sleep(max(0.0, seconds))
+            await carry_out_for(registry["sagas.wake"], "ids", [(saga,)])
+        except SyrosError:
+            pass  # it is found by its time
+        finally:
+            self._over(saga)
+
+    def _over(self, saga: str) -> None:
+        self._live[saga] -= 1
+        if self._live[saga] <= 0:
+            del self._live[saga]
+
+    # -- those who poll ------------------------------------------------------------------------------
+
+    def queued(self, queue: str) -> None:
+        """A task came into a queue of this process's making."""
+        if event := self._pollers.get(queue):
+            event.set()
+
+    def news_of(self, queue: str) -> asyncio.Event:
+        return self._pollers.setdefault(queue, asyncio.Event())
+
+    # -- what nobody asks for ------------------------------------------------------------------------
+
+    async def look_after(self) -> None:
+        """What is due, and what dead processes left."""
+        assert runtime.engine
+        for statement, params in ((DUE, [runtime.engine.process_id]), (ABANDONED, []), (LEASES_OVER, [])):
+            for _ in range(ROUNDS):
+                found = await rows(statement, params)
+                await carry_out_for(registry["sagas.wake"], "ids", found)
+                if len(found) < AT_ONCE:
+                    break
+
+    async def audit(self) -> None:
+        """Sagas of this process for which it does nothing, two times running: a call was lost, such as after a
+        commit of which nobody knew whether it was one."""
+        assert runtime.engine
+        idle = {saga for (saga,) in await rows(MINE, [runtime.engine.process_id]) if saga not in self._live}
+        lost = [(saga,) for saga in sorted(idle & self._quiet) if saga not in self._live]
+        self._quiet = idle
+        for start in range(0, len(lost), AT_ONCE):
+            await carry_out_for(registry["sagas.revive"], "ids", lost[start : start + AT_ONCE])
+
+    async def look_around(self) -> None:
+        """Which services there are; tasks that waited for one to come are pushed to it."""
+        await directory.refresh()
+        if queues := directory.services:
+            await carry_out_for(registry["sagas.wake"], "ids", await rows(WAITING_FOR, [queues]))
+
+
+worker = Worker()
+
+
+@every(0.4)
+async def look_after_sagas() -> None:
+    if worker.is_here:
+        await worker.look_after()
+
+
+@every(2)
+async def audit_sagas() -> None:
+    if worker.is_here:
+        await worker.audit()
+
+
+@every(0.5)
+async def look_around() -> None:
+    if worker.is_here:
+        await worker.look_around()

@@ -1,0 +1,498 @@
+"""What sagas promise, through every door."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.doors import Door, Lane, Refused
+from tests.participant import Participant
+
+RETRY = {"backoff_strategy": "fixed", "initial_delay_seconds": 0.05, "jitter": "none"}
+
+
+@pytest.fixture
+def participant() -> Iterator[Participant]:
+    with Participant() as found:
+        yield found
+
+
+def register(door: Door, participant: Participant, *services: str) -> None:
+    for service in services or ("shop",):
+        door(
+            "services.register",
+            service=service,
+            instance_id="one",
+            address="127.0.0.1",
+            port=participant.port,
+        )
+
+
+def step(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "service": "shop", "action": name, "compensation": f"undo_{name}", **more}
+
+
+def start(door: Door, *steps: dict[str, Any], **more: Any) -> str:
+    return str(door("sagas.start", name="order", steps=list(steps), **more)["saga_id"])
+
+
+def reaches(door: Door, saga_id: str, *statuses: str, seconds: float = 10.0) -> Any:
+    """The saga, once it is so."""
+    deadline = time.monotonic() + seconds
+    while (found := door("sagas.get", saga_id=saga_id).value)["status"] not in statuses:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
+def fetched(door: Door) -> Any:
+    """The next task for a worker; not every door can wait for it."""
+    deadline = time.monotonic() + 10
+    while not (found := door("workers.poll", service="shop", worker_id="w")["tasks"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (task,) = found
+    return task
+
+
+def kinds(door: Door, saga_id: str) -> list[str]:
+    events = door("sagas.history", saga_id=saga_id)["events"]
+    return [" ".join([event["type"], event["data"].get("step", "")]).strip() for event in events]
+
+
+# -- through every door ------------------------------------------------------------------------------
+
+
+def test_steps_are_carried_out_in_order_and_know_what_came_before(
+    call: Door, participant: Participant
+) -> None:
+    register(call, participant)
+    participant.script["reserve"] = lambda asked: (200, {"id": 7, "of": asked.body["input"]["sku"]}, {})
+    saga_id = start(
+        call, step("reserve"), step("charge", input={"for": "${steps.reserve.output.id}", "text": "r${input.sku}"}),
+        input={"sku": "x"}, output={"paid": "${steps.charge.output.did}"}, metadata={"why": "ü"}, tags={"shop": "a"},
+    )  # fmt: skip
+    saga = reaches(call, saga_id, "succeeded")
+    assert [(each["name"], each["status"], each["attempts"]) for each in saga["steps"]] == [
+        ("reserve", "succeeded", 1), ("charge", "succeeded", 1),
+    ]  # fmt: skip
+    assert saga["output"] == {"paid": "charge"}
+    assert (saga["input"], saga["metadata"], saga["tags"]) == ({"sku": "x"}, {"why": "ü"}, {"shop": "a"})
+    assert [asked.path for asked in participant.asked] == ["reserve", "charge"]
+    charge = participant.asked[1]
+    assert charge.body["input"] == {"for": 7, "text": "rx"}
+    assert charge.headers["idempotency-key"] == f"{saga_id}.charge.a"
+    assert (charge.headers["syros-step"], charge.headers["syros-op"], charge.headers["syros-attempt"]) == (
+        "charge", "action", "1",
+    )  # fmt: skip
+    assert kinds(call, saga_id) == [
+        "saga.started", "step.dispatched reserve", "step.succeeded reserve", "step.dispatched charge",
+        "step.succeeded charge", "saga.succeeded",
+    ]  # fmt: skip
+
+
+def test_a_failure_is_taken_back_in_reverse(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    participant.script["c"] = lambda asked: (409, {"code": "declined", "detail": "No."}, {})
+    saga_id = start(call, step("a"), step("b"), step("c"))
+    saga = reaches(call, saga_id, "compensated")
+    assert participant.paths() == ["a", "b", "c", "undo_b", "undo_a"]
+    assert (saga["reason"], saga["error"]) == (
+        "step_failed", {"step": "c", "code": "declined", "message": "No."},
+    )  # fmt: skip
+    assert [each["compensation"]["status"] for each in saga["steps"]] == [
+        "compensated",
+        "compensated",
+        "pending",
+    ]
+    undo = participant.asked[3]
+    assert undo.headers["idempotency-key"] == f"{saga_id}.b.c"
+    assert undo.headers["syros-outcome"] == "succeeded"
+    assert undo.body["input"] == {"input": None, "output": {"did": "b"}, "outcome": "succeeded"}
+
+
+def test_without_participants_it_ends_and_says_why(call: Door) -> None:
+    saga_id = start(call, step("a", timeout_seconds=0.3), step("b"))
+    saga = reaches(call, saga_id, "failed", "compensated")
+    assert (saga["status"], saga["error"]["code"]) == ("failed", "no_participant")
+    assert "shop" in saga["error"]["message"]
+
+
+def test_workers_fetch_what_nobody_serves(call: Door) -> None:
+    saga_id = start(call, step("a", input={"n": 1}), step("b"), input={"x": 1})
+    assert call("workers.poll", service="other", worker_id="w").value == {"tasks": []}
+    task = fetched(call)
+    assert (task["saga_id"], task["step"], task["op"], task["action"], task["attempt"]) == (
+        saga_id, "a", "action", "a", 1,
+    )  # fmt: skip
+    assert (task["input"], task["idempotency_key"]) == ({"n": 1}, f"{saga_id}.a.a")
+    assert call("workers.poll", service="shop", worker_id="v").value == {"tasks": []}
+    lease = {"task_id": task["task_id"], "lease_token": task["lease_token"]}
+    assert call("tasks.heartbeat", **lease, lease_seconds=60)["cancel_requested"] is False
+    with pytest.raises(Refused, match="lease_lost"):
+        call("tasks.complete", task_id=task["task_id"], lease_token="another")
+    assert call("tasks.complete", **lease, output={"y": 2})["status"] == "succeeded"
+    with pytest.raises(Refused, match="task_not_found"):
+        call("tasks.complete", **lease)
+    task = fetched(call)
+    lease = {"task_id": task["task_id"], "lease_token": task["lease_token"]}
+    assert task["input"] == {"x": 1}
+    assert call("tasks.fail", **lease, code="no", message="It does not.")["status"] == "failed"
+    undo = fetched(call)
+    assert (undo["step"], undo["op"], undo["action"]) == ("a", "compensate", "undo_a")
+    done = {"task_id": undo["task_id"], "lease_token": undo["lease_token"], "output": None}
+    found = call("tasks.complete_many", tasks=[done, {**done, "task_id": f"{saga_id}.b.action"}])["items"]
+    assert [each["status"] for each in found] == ["succeeded", "task_not_found"]
+    assert reaches(call, saga_id, "compensated")["steps"][0]["output"] == {"y": 2}
+
+
+def test_a_paused_saga_begins_nothing(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    saga_id = start(call, {"name": "wait", "kind": "sleep", "seconds": 0.2}, step("a"))
+    assert call("sagas.pause", saga_id=saga_id, reason="lunch")["status"] == "paused"
+    time.sleep(0.5)
+    assert participant.asked == []
+    assert call("sagas.get", saga_id=saga_id)["status"] == "paused"
+    assert call("sagas.resume", saga_id=saga_id)["status"] == "running"
+    reaches(call, saga_id, "succeeded")
+    with pytest.raises(Refused, match="saga_over"):
+        call("sagas.pause", saga_id=saga_id)
+
+
+def test_a_cancelled_saga_is_taken_back(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    saga_id = start(call, step("a"), {"name": "wait", "kind": "signal"}, step("b"))
+    while "wait" not in str(call("sagas.get", saga_id=saga_id)["current_step"]):
+        time.sleep(0.02)
+    assert call("sagas.cancel", saga_id=saga_id, reason="changed my mind")["reason"] == "cancelled"
+    assert reaches(call, saga_id, "compensated")["error"]["message"] == "changed my mind"
+    assert participant.paths() == ["a", "undo_a"]
+
+
+def test_a_signal_goes_to_who_waits_for_it_or_is_kept(call: Door) -> None:
+    wait = [{"name": name, "kind": "signal"} for name in ("one", "two")]
+    saga_id = start(call, *wait, output={"one": "${steps.one.output}", "two": "${steps.two.output}"})
+    call("sagas.signal", saga_id=saga_id, signal="two", payload={"n": 2})
+    assert call("sagas.get", saga_id=saga_id)["status"] == "running"
+    found = call("sagas.signal", saga_id=saga_id, signal="one", payload=1)
+    assert (found["status"], found["output"]) == ("succeeded", {"one": 1, "two": {"n": 2}})
+
+
+def test_a_terminated_saga_is_left_as_it_is(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    saga_id = start(call, step("a"), {"name": "wait", "kind": "sleep", "seconds": 60})
+    while call("sagas.get", saga_id=saga_id)["steps"][1]["status"] != "waiting":
+        time.sleep(0.02)
+    found = call("sagas.terminate", saga_id=saga_id, reason="enough")
+    assert (found["status"], found["dirty"], found["error"]["message"]) == ("terminated", True, "enough")
+    assert participant.paths() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "ends", "dirty"),
+    [("sagas.retry", "compensated", False), ("steps.retry", "compensated", False), ("steps.skip", "failed", True),
+     ("steps.complete", "compensated", False)],
+)  # fmt: skip
+def test_who_is_stuck_is_helped(
+    call: Door, participant: Participant, verb: str, ends: str, dirty: bool
+) -> None:
+    register(call, participant)
+    participant.script["b"] = lambda asked: (422, {"code": "no"}, {})
+    participant.script["undo_a"] = lambda asked: (500, {"code": "broken"}, {})
+    undo = {**RETRY, "max_attempts": 2}
+    saga_id = start(call, step("a", compensation_retry_policy=undo), step("b"))
+    saga = reaches(call, saga_id, "attention")
+    assert (saga["steps"][0]["compensation"]["status"], saga["steps"][0]["compensation"]["attempts"]) == (
+        "stuck",
+        2,
+    )
+    participant.script["undo_a"] = lambda asked: (200, None, {})
+    about = {"step": "a"} if verb.startswith("steps") else {}
+    call(verb, saga_id=saga_id, reason="I looked at it", **about)
+    assert reaches(call, saga_id, "compensated", "failed")["status"] == ends
+    assert call("sagas.get", saga_id=saga_id)["dirty"] is dirty
+    assert "I looked at it" in str(call("sagas.history", saga_id=saga_id).value)
+
+
+def test_definitions_have_versions_that_stay(call: Door) -> None:
+    wait = {"name": "a", "kind": "sleep", "seconds": 0}
+    first = call("definitions.put", name="d", steps=[wait], output={"v": 1})
+    assert (first["version"], first["steps"]) == (1, [wait])
+    assert call("definitions.put", name="d", steps=[wait], output={"v": 1})["version"] == 1
+    assert call("definitions.put", name="d", steps=[wait], output={"v": 2})["version"] == 2
+    assert call("definitions.get", name="d", version=1)["output"] == {"v": 1}
+    assert call("definitions.get", name="d")["output"] == {"v": 2}
+    assert call("definitions.find").value == {"items": [{"name": "d", "version": 2}], "next_cursor": None}
+    assert call("sagas.start", name="x", definition="d")["output"] == {"v": 2}
+    assert call("sagas.start", name="x", definition="d", definition_version=1)["output"] == {"v": 1}
+    with pytest.raises(Refused, match="definition_not_found"):
+        call("sagas.start", name="x", definition="d", definition_version=3)
+    with pytest.raises(Refused, match="definition_not_found"):
+        call("definitions.get", name="e")
+    assert call("definitions.validate", steps=[wait]).value == {"valid": True, "steps": ["a"]}
+    with pytest.raises(Refused) as refused:
+        call("definitions.validate", steps=[{**wait, "depends_on": ["b"]}])
+    assert refused.value.problem["errors"][0]["pointer"] == "/steps/0/depends_on/0"
+
+
+def test_sagas_are_found(call: Door) -> None:
+    wait = {"name": "a", "kind": "sleep", "seconds": 0}
+    over = start(call, wait, tags={"shop": "a", "n": "1"})
+    lasts = call("sagas.start", name="other", steps=[{**wait, "seconds": 60}])["saga_id"]
+
+    def find(**about: Any) -> list[str]:
+        return [each["saga_id"] for each in call("sagas.find", **about)["items"]]
+
+    assert find() == [lasts, over]
+    assert find(status="running") == [lasts]
+    assert find(name="order") == [over]
+    assert find(tag=["shop:a", "n:1"]) == [over]
+    assert find(tag=["shop:b"]) == []
+    page = call("sagas.find", limit=1)
+    assert [each["saga_id"] for each in page["items"]] == [lasts]
+    assert find(limit=1, cursor=page["next_cursor"]) == [over]
+
+
+def test_the_same_key_starts_one_saga(call: Door) -> None:
+    wait = {"name": "a", "kind": "sleep", "seconds": 0}
+    first, again = (call("sagas.start", name="x", steps=[wait], _={"key": "k"}) for _ in range(2))
+    assert first["saga_id"] == again["saga_id"]
+    assert again.replayed
+    with pytest.raises(Refused, match="idempotency_key_reused"):
+        call("sagas.start", name="y", steps=[wait], _={"key": "k"})
+
+
+def test_what_is_not_there(call: Door) -> None:
+    for operation in ("sagas.get", "sagas.history", "sagas.pause"):
+        with pytest.raises(Refused, match="saga_not_found"):
+            call(operation, saga_id="nothing")
+    with pytest.raises(Refused, match="task_not_found"):
+        call("tasks.complete", task_id="nothing.a.action", lease_token="x")
+
+
+# -- how participants are understood -----------------------------------------------------------------
+
+
+def test_attempts_have_one_key(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    answers: list[Any] = [
+        (500, {"code": "oops"}, {}),
+        None,
+        (429, None, {"retry-after": "0.1"}),
+        (200, {"ok": 1}, {}),
+    ]
+    participant.script["a"] = lambda asked: answers.pop(0)
+    saga = reaches(lane, start(lane, step("a", retry_policy=RETRY)), "succeeded")
+    assert saga["steps"][0]["attempts"] == 4
+    assert len({asked.headers["idempotency-key"] for asked in participant.asked}) == 1
+    assert [asked.headers["syros-attempt"] for asked in participant.asked] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        0.5,
+        None,
+        b"nonsense",
+        b"HTTP/1.1 200 X\r\ncontent-length: 50\r\n\r\n{}",
+        (503, None, {}),
+        (302, None, {"location": "/b"}),
+        b"HTTP/1.1 200 X\r\ncontent-length: 3\r\n\r\n{{{",
+        b"HTTP/1.1 200 X\r\ncontent-length: 104857600\r\n\r\n" + b"x" * (2 << 20),
+    ],
+    ids=["slow", "reset", "garbage", "lies", "503", "redirect", "no json", "100 MB"],
+)
+def test_a_step_in_doubt_is_compensated(lane: Lane, participant: Participant, answer: Any) -> None:
+    register(lane, participant)
+    participant.script["b"] = lambda asked: answer if asked.headers["syros-attempt"] == "1" else (409, {}, {})
+    one = {**RETRY, "max_attempts": 1}
+    begun = time.monotonic()
+    saga_id = start(lane, step("a"), step("b", timeout_seconds=0.3, retry_policy=one))
+    saga = reaches(lane, saga_id, "compensated")
+    assert time.monotonic() - begun < 3
+    assert participant.paths() == ["a", "b", "undo_b", "undo_a"]
+    assert participant.asked[2].headers["syros-outcome"] == "unknown"
+    assert saga["steps"][1]["status"] == "unknown"
+
+
+def test_a_refusal_after_doubt_is_no_certainty(lane: Lane, participant: Participant) -> None:
+    """The first attempt may have worked, and the second may be refused for that very reason."""
+    register(lane, participant)
+    answers: list[Any] = [(500, None, {}), (409, {"code": "duplicate"}, {})]
+    participant.script["b"] = lambda asked: answers.pop(0)
+    reaches(lane, start(lane, step("a"), step("b", retry_policy=RETRY)), "compensated")
+    assert participant.paths() == ["a", "b", "b", "undo_b", "undo_a"]
+
+
+def test_who_accepts_answers_later(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    participant.script["a"] = lambda asked: (202, None, {})
+    saga_id = start(lane, step("a"))
+    deadline = time.monotonic() + 5
+    while lane("sagas.get", saga_id=saga_id)["steps"][0]["status"] != "waiting":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    task = {"task_id": f"{saga_id}.a.action", "lease_token": participant.asked[0].headers["syros-task-token"]}
+    with pytest.raises(Refused, match="lease_lost"):
+        lane("tasks.complete", task_id=task["task_id"], lease_token="f" * 40)
+    assert lane("tasks.heartbeat", **task)["task_id"] == task["task_id"]
+    assert lane("tasks.complete", **task, output={"late": True})["status"] == "succeeded"
+    assert reaches(lane, saga_id, "succeeded")["steps"][0]["output"] == {"late": True}
+
+
+def test_ongoing_costs_no_attempt(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    answers: list[Any] = [(425, None, {"retry-after": "0.05"})] * 3 + [(200, None, {})]
+    participant.script["a"] = lambda asked: answers.pop(0)
+    saga = reaches(lane, start(lane, step("a", retry_policy={**RETRY, "max_attempts": 1})), "succeeded")
+    assert len(participant.asked) == 4
+    assert saga["steps"][0]["error"] is None
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_misconfigured_compensation_is_no_hot_loop(
+    lane: Lane, participant: Participant, status: int
+) -> None:
+    register(lane, participant)
+    participant.script["undo_a"] = lambda asked: (status, None, {})
+    participant.script["b"] = lambda asked: (409, None, {})
+    saga_id = start(lane, step("a", compensation_retry_policy=RETRY), step("b"))
+    time.sleep(1.5)
+    assert participant.paths().count("undo_a") == 1
+    assert lane("sagas.get", saga_id=saga_id)["steps"][0]["compensation"]["status"] == "backoff"
+
+
+def test_addresses_that_nobody_may_call(lane: Lane, participant: Participant, settings: Any) -> None:
+    """Also for an administrator, the metadata services of clouds."""
+    lane("services.register", service="shop", instance_id="one", address="169.254.169.254", port=80)
+    saga_id = start(lane, step("a", retry_policy={**RETRY, "max_attempts": 1}))
+    saga = reaches(lane, saga_id, "failed")
+    assert saga["error"]["code"] == "not_sent"
+    assert "may not be called" in saga["error"]["message"]
+
+
+# -- the graph ---------------------------------------------------------------------------------------
+
+
+def test_branches_run_beside_each_other_and_are_taken_back_so(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    participant.script["d"] = lambda asked: (409, None, {})
+    saga_id = start(
+        lane,
+        step("a"),
+        step("b", depends_on=["a"]),
+        step("c", depends_on=["a"]),
+        step("d", depends_on=["b", "c"]),
+    )
+    reaches(lane, saga_id, "compensated")
+    paths = participant.paths()
+    assert (paths[0], set(paths[1:3]), paths[3]) == ("a", {"b", "c"}, "d")
+    assert (set(paths[4:6]), paths[6]) == ({"undo_b", "undo_c"}, "undo_a")
+
+
+def test_a_step_whose_condition_is_false_is_skipped(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    saga_id = start(lane, step("a", when="input.n > 1"), step("b"), step("c", when="steps.b.output.did == 'b'"),
+                    input={"n": 1})  # fmt: skip
+    saga = reaches(lane, saga_id, "succeeded")
+    assert [each["status"] for each in saga["steps"]] == ["skipped", "skipped", "skipped"]
+    assert participant.asked == []
+
+
+def test_after_the_pivot_there_is_no_way_back(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    participant.script["c"] = lambda asked: (409, {"code": "no"}, {})
+    saga_id = start(lane, step("a"), step("b", pivot=True), step("c"))
+    assert reaches(lane, saga_id, "attention")["reason"] == "step_failed"
+    with pytest.raises(Refused, match="pivot_passed"):
+        lane("sagas.cancel", saga_id=saga_id, reason="x")
+    participant.script["c"] = lambda asked: (200, None, {})
+    lane("steps.retry", saga_id=saga_id, step="c", reason="mended")
+    reaches(lane, saga_id, "succeeded")
+    assert participant.paths() == ["a", "b", "c", "c"]
+
+
+def test_an_operator_may_turn_back_after_the_pivot(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    participant.script["c"] = lambda asked: (409, {"code": "no"}, {})
+    saga_id = start(lane, step("a"), step("b", pivot=True), step("c"))
+    reaches(lane, saga_id, "attention")
+    lane("steps.compensate", saga_id=saga_id, step="c", reason="give it up")
+    reaches(lane, saga_id, "compensated")
+    assert participant.paths() == ["a", "b", "c", "undo_b", "undo_a"]
+
+
+def test_a_deadline_turns_it_back(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    saga_id = start(lane, step("a"), {"name": "s", "kind": "sleep", "seconds": 60}, deadline_seconds=0.3)
+    saga = reaches(lane, saga_id, "compensated")
+    assert (saga["reason"], participant.paths()) == ("deadline", ["a", "undo_a"])
+
+
+def test_a_mapping_that_finds_nothing_fails_the_step(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    saga_id = start(lane, step("a"), step("b", input="${steps.a.output.nothing}"))
+    saga = reaches(lane, saga_id, "compensated")
+    assert (saga["error"]["step"], saga["error"]["code"]) == ("b", "mapping_failed")
+
+
+def test_a_service_that_comes_late_is_called(lane: Lane, participant: Participant) -> None:
+    saga_id = start(lane, step("a", timeout_seconds=10))
+    assert lane("sagas.get", saga_id=saga_id)["steps"][0]["status"] == "queued"
+    register(lane, participant)
+    saga = reaches(lane, saga_id, "succeeded")
+    assert saga["steps"][0]["attempts"] == 1
+
+
+def test_a_lost_lease_is_doubt(lane: Lane) -> None:
+    saga_id = start(lane, step("a", retry_policy=RETRY))
+    (first,) = lane("workers.poll", service="shop", worker_id="w", lease_seconds=1)["tasks"]
+    (again,) = lane("workers.poll", service="shop", worker_id="v", wait_seconds=10)["tasks"]
+    assert (again["attempt"], again["idempotency_key"]) == (2, first["idempotency_key"])
+    with pytest.raises(Refused, match="lease_lost"):
+        lane("tasks.complete", task_id=first["task_id"], lease_token=first["lease_token"])
+    lane("tasks.fail", task_id=again["task_id"], lease_token=again["lease_token"])
+    (undo,) = lane("workers.poll", service="shop", worker_id="v", wait_seconds=10)["tasks"]
+    assert (undo["op"], undo["context"]["outcome"]) == ("compensate", "unknown")
+    assert lane("sagas.get", saga_id=saga_id)["status"] == "compensating"
+
+
+# -- bad input ---------------------------------------------------------------------------------------
+
+SLEEP = {"name": "a", "kind": "sleep", "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("steps", "pointers"),
+    [
+        ([], ["/steps"]),
+        ([SLEEP, SLEEP], ["/steps/1/name"]),
+        ([{**SLEEP, "depends_on": ["x", "y"]}], ["/steps/0/depends_on/0", "/steps/0/depends_on/1"]),
+        ([{**SLEEP, "depends_on": ["a"]}], ["/steps/0/depends_on"]),
+        ([{**SLEEP, "depends_on": ["b"]}, {**SLEEP, "name": "b", "depends_on": ["a"]}], ["/steps/0/depends_on"]),
+        ([{"name": "a"}], ["/steps/0/action", "/steps/0/service"]),
+        ([{**SLEEP, "action": "x"}], ["/steps/0/action"]),
+        ([{"name": "a", "kind": "sleep"}], ["/steps/0/seconds"]),
+        ([{**SLEEP, "colour": 1}], ["/steps/0/colour"]),
+        ([{**SLEEP, "when": "1 +"}], ["/steps/0/when"]),
+        ([{**SLEEP, "when": "nothing == 1"}], ["/steps/0/when"]),
+        ([{**SLEEP, "seconds": "${input.x"}], ["/steps/0/seconds"]),
+        ([{**SLEEP, "seconds": "${steps.b.output}"}], ["/steps/0/seconds"]),
+        ([{**SLEEP, "retry_policy": {"max_attempts": 0, "jitter": "no"}}],
+         ["/steps/0/retry_policy/jitter", "/steps/0/retry_policy/max_attempts"]),
+        ([{**SLEEP, "name": f"s{n}"} for n in range(501)], ["/steps"]),
+    ],
+)  # fmt: skip
+def test_every_fault_of_the_steps_is_named(lane: Lane, steps: Any, pointers: list[str]) -> None:
+    with pytest.raises(Refused) as refused:
+        lane("sagas.start", name="x", steps=steps)
+    assert refused.value.status == 422
+    assert sorted(error["pointer"] for error in refused.value.problem["errors"]) == pointers
+
+
+def test_either_steps_or_a_definition(lane: Lane) -> None:
+    for about in ({}, {"steps": [SLEEP], "definition": "d"}):
+        with pytest.raises(Refused) as refused:
+            lane("sagas.start", name="x", **about)
+        assert refused.value.problem["errors"][0]["pointer"] == "/steps"
