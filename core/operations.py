@@ -21,6 +21,7 @@ MAX_BYTES = 1 << 20  # of a body, unless an operation takes more
 Touch = tuple[type[Any], str]
 Touches = Callable[[Any], Sequence[Touch]]
 Volatile = Callable[..., Awaitable[Any]]
+Until = Callable[[Any, Any, float], Awaitable[Any]]  # call, answer, seconds
 
 
 @dataclass(slots=True)
@@ -103,6 +104,7 @@ class Operation:
         changes: bool | None = None,
         volatile: "Volatile | None" = None,
         patient: bool = False,
+        until: "Until | None" = None,
     ) -> None:
         app = function.__module__.partition(".")[0]
         self.name = name or f"{app}.{function.__name__}"
@@ -111,7 +113,7 @@ class Operation:
         self.aliases = [Route.parse(alias) for alias in aliases]
         self.hot, self.waits, self.admin, self.anonymous = hot, waits, admin, anonymous
         self.touches, self.secret, self.max_bytes = touches, tuple(secret), max_bytes
-        self.volatile = volatile
+        self.volatile, self.until = volatile, until
         self.changes = kind == "command" if changes is None else changes
         self.patient = patient
         self.streams = inspect.isasyncgenfunction(function)
@@ -283,7 +285,8 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     for replays; `changes`, whether anything is another afterwards (of commands yes, of queries no, unless it is said);
     `aliases`, further routes; `fenced=False`, takes no `fence`; `volatile`, the `async function(call, *, …)` that
     carries it out where locks are volatile (`refused`: nothing does); without it, it is the same everywhere.
-    `patient`: it may wait some milliseconds for others to share its transaction.
+    `patient`: it may wait some milliseconds for others to share its transaction; `until`, the `async function(call,
+    answer, seconds)` that, where `wait_seconds` asks for it, gives a later answer: how something ended that was begun.
     """
     return _declare("command", route, options)
 

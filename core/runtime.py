@@ -216,7 +216,10 @@ class Runtime:
         if call.namespace.volatile and (form := volatile_form(operation, params)):
             return Outcome(await form(call, **params), operation.status)
         if operation.kind == "command":
-            return await self.carry_out(operation, call, params)
+            outcome = await self.carry_out(operation, call, params)
+            if operation.until and params.get("wait_seconds"):
+                outcome.value = await operation.until(call, outcome.value, params["wait_seconds"])
+            return outcome
         if operation.is_async:
             return Outcome(await operation.function(call, **params), operation.status)
         return await asyncio.to_thread(look, operation, call, params)

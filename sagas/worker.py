@@ -7,7 +7,8 @@ found again from the rows.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from django.conf import settings
 
@@ -47,6 +48,7 @@ class Worker:
             set()
         )  # sagas of this process of which nothing was under way when it last looked
         self._pollers: dict[str, asyncio.Event] = {}  # of those who wait for tasks, by queue
+        self._ends: dict[str, set[asyncio.Event]] = {}  # of those who wait for the end of a saga
 
     @property
     def is_here(self) -> bool:
@@ -119,6 +121,24 @@ class Worker:
 
     def news_of(self, queue: str) -> asyncio.Event:
         return self._pollers.setdefault(queue, asyncio.Event())
+
+    # -- those who wait for an end -------------------------------------------------------------------
+
+    def ended(self, saga: str) -> None:
+        for event in self._ends.get(saga, ()):
+            event.set()
+
+    @contextmanager
+    def end_of(self, saga: str) -> Iterator[asyncio.Event]:
+        """An event that is set when this process ends the saga."""
+        event = asyncio.Event()
+        self._ends.setdefault(saga, set()).add(event)
+        try:
+            yield event
+        finally:
+            self._ends[saga].discard(event)
+            if not self._ends[saga]:
+                del self._ends[saga]
 
     # -- what nobody asks for ------------------------------------------------------------------------
 

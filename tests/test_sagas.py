@@ -271,6 +271,19 @@ def test_what_is_not_there(call: Door) -> None:
         call("tasks.complete", task_id="nothing.a.action", lease_token="x")
 
 
+def test_who_wants_to_waits_for_the_end(waiting: Door, participant: Participant) -> None:
+    register(waiting, participant)
+    participant.script["a"] = lambda asked: (200, 1, {})
+    begun = time.monotonic()
+    found = waiting("sagas.start", name="x", steps=[step("a")], wait_seconds=10)
+    assert (found.status, found["status"], found["steps"][0]["output"]) == (201, "succeeded", 1)
+    sleep = {"name": "s", "kind": "sleep", "seconds": 60}
+    lasts = waiting("sagas.start", name="x", steps=[sleep], wait_seconds=0.2)
+    assert lasts["status"] == "running"
+    assert waiting("sagas.get", saga_id=lasts["saga_id"], wait_seconds=0.2)["status"] == "running"
+    assert time.monotonic() - begun < 5
+
+
 # -- how participants are understood -----------------------------------------------------------------
 
 

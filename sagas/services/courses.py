@@ -134,6 +134,7 @@ def note(tx: Transaction, saga: Saga, course: Course) -> None:
     # Written only when it changes by more than calls do: it is indexed.
     saga.wake_at = None if due is None else instant(due)
     if progress.is_over:
+        tx.afterwards(worker.ended, saga.id)
         saga.finished_at, saga.wake_at = tx.now, None
         saga.output = None if progress.output is None else encode(progress.output).decode()
 

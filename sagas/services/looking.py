@@ -1,6 +1,9 @@
 """Looking at sagas."""
 
+import asyncio
+from contextlib import suppress
 from datetime import datetime
+from time import monotonic
 from typing import Annotated, Any
 
 from orjson import Fragment
@@ -11,12 +14,13 @@ from core.database import Row, rows
 from core.encoding import encode
 from core.models import between, position_of
 from core.operations import query
-from core.types import Cursor, Instant, Limit, Text, encode_cursor
+from core.runtime import runtime
+from core.types import Cursor, Instant, Limit, Text, Wait, encode_cursor
 from sagas import progress as stored_progress
 from sagas.errors import SagaNotFound
 from sagas.models import Saga
 from sagas.plans import Plan, StepPlan
-from sagas.rules import Progress, Side, StepProgress
+from sagas.rules import FINAL, Progress, Side, StepProgress
 from sagas.services.courses import instant, known_plan, plan_at
 from sagas.types import (
     CompensationState,
@@ -30,7 +34,10 @@ from sagas.types import (
     Status,
     StepState,
 )
+from sagas.worker import worker
 
+LOOK_AGAIN = 0.5  # seconds until who waits looks whether another process did something
+RESTING = (*FINAL, "attention")
 COLUMNS = """id, title, status, reason, current_step, error::text, tags::text, created_at, finished_at, definition,
     progress::text, input::text, output::text, metadata::text, dirty, deadline_at"""
 ONE = f"select {COLUMNS} from sagas_saga where id = %s"
@@ -72,15 +79,44 @@ def at(seconds: float | None) -> datetime | None:
 
 
 @query("GET sagas/{saga_id}", returns=SagaState, aliases=["GET sagas/{saga_id}/status"], hot=True)
-async def get(call: Call, *, saga_id: SagaId) -> SagaState:
-    """A saga and its steps: what each did, how often it was tried, what it answered.
+async def get(call: Call, *, saga_id: SagaId, wait_seconds: Wait = 0.0) -> SagaState:
+    """A saga and its steps: what each did, how often it was tried, what it answered. `wait_seconds` (at most 300) holds
+    the request until the saga is over, or needs a human.
 
     Errors: `saga_not_found` (404).
     """
+    return await ended(call, saga_id, wait_seconds)
+
+
+async def ended(call: Call, saga_id: str, wait_seconds: float) -> SagaState:
+    """A saga once it is over or needs attention, or as it is after so many seconds.
+
+    Raises: SagaNotFound.
+    """
+    until = monotonic() + wait_seconds
+    with worker.end_of(f"{call.namespace.name}/{saga_id}") as end:
+        while True:
+            end.clear()
+            found = await look_up(call, saga_id)
+            left = until - monotonic()
+            if found.status in RESTING or left <= 0 or runtime.stopping:
+                return found
+            await heard_of(end, min(left, LOOK_AGAIN))
+
+
+async def look_up(call: Call, saga_id: str) -> SagaState:
+    """Raises: SagaNotFound."""
     found = await rows(ONE, [f"{call.namespace.name}/{saga_id}"])
     if not found:
         raise SagaNotFound(f"There is no saga {saga_id}.", saga_id=saga_id)
     return await seen(found[0])
+
+
+async def heard_of(news: asyncio.Event, seconds: float) -> None:
+    """Wait for news, not longer than that: what happens in other processes is seen by looking again."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await news.wait()
 
 
 async def seen(row: Row) -> SagaState:

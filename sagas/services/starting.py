@@ -9,15 +9,16 @@ from orjson import Fragment
 from pydantic import Field
 
 from core.batch import Transaction
-from core.encoding import encode
+from core.callers import Call
+from core.encoding import decode, encode
 from core.errors import Invalid
 from core.operations import command
-from core.types import Json, Object
+from core.types import Json, Object, Wait
 from sagas.errors import DefinitionNotFound
 from sagas.models import Definition, DefinitionName, Saga
 from sagas.plans import Plan, compile_plan
 from sagas.services.courses import begin, course_of, plan_at, plan_for, store
-from sagas.services.looking import state_of
+from sagas.services.looking import ended, state_of
 from sagas.types import Order, SagaName, SagaState, Seconds, StartName, Step, Steps, Tags
 
 RAW = ("input", "compensation_input", "seconds")  # JSON text already
@@ -35,7 +36,13 @@ def touches(params: dict[str, Any]) -> list[tuple[type[Any], str]]:
     return [(DefinitionName, params["definition"])] if params["definition"] else []
 
 
-@command("POST sagas", returns=SagaState, status=201, hot=True, touches=touches)
+async def end_of(call: Call, answer: Any, seconds: float) -> SagaState:
+    """The saga that was started, or, by its key, was started before."""
+    saga_id = answer.saga_id if isinstance(answer, SagaState) else decode(encode(answer))["saga_id"]
+    return await ended(call, saga_id, seconds)
+
+
+@command("POST sagas", returns=SagaState, status=201, hot=True, touches=touches, until=end_of)
 def start(
     tx: Transaction,
     *,
@@ -49,14 +56,16 @@ def start(
     metadata: Object = "{}",
     tags: Tags = {},  # noqa: B006
     deadline_seconds: Annotated[Seconds, Field(gt=0)] | None = None,
+    wait_seconds: Wait = 0.0,
 ) -> SagaState:
     """Start a saga: steps that call participants one after another, each compensated if a later one fails.
 
     `steps` says what is to be done, or `definition` (and `definition_version`, the last unless said) names it.
     `input` is any JSON, which steps see as `${input}`. `output` is what the saga answers in the end, a template.
     `compensation_order`: reverse (of the graph; independent branches together), sequential, parallel.
-    After `deadline_seconds` a saga that is not over turns back. Once this is answered the saga is carried out, through
-    every crash; its participants are called at least once, with the same Idempotency-Key at every attempt.
+    After `deadline_seconds` a saga that is not over turns back. `wait_seconds` (at most 300) holds the answer until
+    it is over, or needs a human. Once this is answered the saga is carried out, through every crash; its participants
+    are called at least once, with the same Idempotency-Key at every attempt.
 
     Errors: `invalid` (422) names every fault of the steps: circles, unknown steps, templates; `definition_not_found`.
     """

@@ -1,6 +1,5 @@
 """Work for those who come for it: workers that poll, and participants that answer later."""
 
-import asyncio
 import hmac
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from sagas.participants import token_for
 from sagas.rules import Outcome, Side
 from sagas.services.courses import course_of, instant, store
 from sagas.services.driving import heard
+from sagas.services.looking import heard_of
 from sagas.types import Strict, TaskDone, Tasks
 from sagas.types import Task as TaskState
 from sagas.worker import worker
@@ -75,14 +75,6 @@ async def poll(
         if runtime.stopping:
             raise Unavailable("This process is stopping.")
         await heard_of(news, min(left, LOOK_AGAIN))
-
-
-async def heard_of(news: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await news.wait()
-    except TimeoutError:
-        pass
 
 
 @command()
