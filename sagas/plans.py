@@ -77,8 +77,9 @@ FORWARD = RetryPolicy(max_attempts=5, max_delay_seconds=30.0)
 BACKWARD = RetryPolicy(max_delay_seconds=300.0, max_elapsed_seconds=86400.0)
 
 
-def policy(said: RetryPolicy, default: RetryPolicy) -> Policy:
+def policy(said: RetryPolicy | None, default: RetryPolicy) -> Policy:
     """What was said, and the default for what was not."""
+    said = said or default
     attempts = said.max_attempts
     patience = said.max_elapsed_seconds
     if attempts is None and patience is None:

@@ -17,6 +17,7 @@ DONE = ("succeeded", "skipped")  # sides after which what depends on them goes o
 OUT = ("calling", "queued", "waiting")  # sides of which something may still be heard
 OVER = ("succeeded", "skipped", "failed", "unknown")
 FINAL = ("succeeded", "compensated", "failed", "terminated")
+RESTING = (*FINAL, "attention")  # nothing goes on, unless a human says so
 GRACE = 5.0  # seconds after which a call of which nothing is heard is given up; its caller's own limit comes first
 CONFIGURATION_ATTEMPTS = 5
 CONFIGURATION_DELAY = 2.0

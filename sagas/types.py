@@ -69,8 +69,8 @@ class Step(Strict):
     compensation_input: Json | None = None
     depends_on: Annotated[list[StepName], Field(max_length=MAX_STEPS)] | None = None
     when: Condition | None = None
-    retry_policy: RetryPolicy = RetryPolicy()
-    compensation_retry_policy: RetryPolicy = RetryPolicy()
+    retry_policy: RetryPolicy | None = None
+    compensation_retry_policy: RetryPolicy | None = None
     pivot: bool = False
     schedule_to_start_seconds: Timeout | None = None
     verify: Path | None = None

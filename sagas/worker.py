@@ -8,7 +8,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from django.conf import settings
 
@@ -47,8 +48,10 @@ class Worker:
         self._quiet: set[str] = (
             set()
         )  # sagas of this process of which nothing was under way when it last looked
-        self._pollers: dict[str, asyncio.Event] = {}  # of those who wait for tasks, by queue
-        self._ends: dict[str, set[asyncio.Event]] = {}  # of those who wait for the end of a saga
+        self._pollers: dict[
+            str, dict[asyncio.Future[Any], None]
+        ] = {}  # who waits for tasks, by queue, in order
+        self._rests: dict[str, dict[asyncio.Future[Any], None]] = {}  # who waits for the end of a saga
 
     @property
     def is_here(self) -> bool:
@@ -115,30 +118,27 @@ class Worker:
     # -- those who poll ------------------------------------------------------------------------------
 
     def queued(self, queue: str) -> None:
-        """A task came into a queue of this process's making."""
-        if event := self._pollers.get(queue):
-            event.set()
+        """A task came into a queue, of this process's making: the first who waits looks for it."""
+        for future in self._pollers.get(queue, ()):
+            if not future.done():
+                future.set_result(None)
+                return
 
-    def news_of(self, queue: str) -> asyncio.Event:
-        return self._pollers.setdefault(queue, asyncio.Event())
+    def news_of(self, queue: str) -> "AbstractContextManager[asyncio.Future[Any]]":
+        """What is set when a task comes. Who leaves without having looked leaves it to who looks anyway."""
+        return among(self._pollers, queue)
 
     # -- those who wait for an end -------------------------------------------------------------------
 
-    def ended(self, saga: str) -> None:
-        for event in self._ends.get(saga, ()):
-            event.set()
+    def rests(self, saga: str, state: Callable[[], Any]) -> None:
+        """This process has ended a saga, or left it to a human. Tell who waits for that how it stands."""
+        for future in self._rests.get(saga, ()):
+            if not future.done():
+                future.set_result(state())
 
-    @contextmanager
-    def end_of(self, saga: str) -> Iterator[asyncio.Event]:
-        """An event that is set when this process ends the saga."""
-        event = asyncio.Event()
-        self._ends.setdefault(saga, set()).add(event)
-        try:
-            yield event
-        finally:
-            self._ends[saga].discard(event)
-            if not self._ends[saga]:
-                del self._ends[saga]
+    def rest_of(self, saga: str) -> "AbstractContextManager[asyncio.Future[Any]]":
+        """What is set when this process has ended the saga: how it stands."""
+        return among(self._rests, saga)
 
     # -- what nobody asks for ------------------------------------------------------------------------
 
@@ -167,6 +167,21 @@ class Worker:
         await directory.refresh()
         if queues := directory.services:
             await carry_out_for(registry["sagas.wake"], "ids", await rows(WAITING_FOR, [queues]))
+
+
+@contextmanager
+def among(
+    all_who_wait: dict[str, dict["asyncio.Future[Any]", None]], name: str
+) -> Iterator["asyncio.Future[Any]"]:
+    """A future among those who wait for the same, as long as it waits."""
+    future = asyncio.get_running_loop().create_future()
+    all_who_wait.setdefault(name, {})[future] = None
+    try:
+        yield future
+    finally:
+        del all_who_wait[name][future]
+        if not all_who_wait[name]:
+            del all_who_wait[name]
 
 
 worker = Worker()

@@ -1,7 +1,6 @@
 """Sagas in a transaction: loaded, decided about by the rules, stored with what became true. No operation is here."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from core.batch import Transaction
@@ -12,7 +11,8 @@ from sagas.errors import SagaNotFound
 from sagas.models import Definition, Saga, Task
 from sagas.participants import Attempt
 from sagas.plans import Plan, plan_of
-from sagas.rules import Course, Progress, Send, StepProgress, wake_at
+from sagas.rules import RESTING, Course, Progress, Send, StepProgress, wake_at
+from sagas.states import instant, state_of
 from sagas.worker import worker
 
 NEAR = 5.0  # seconds; who sleeps for longer is nobody's meanwhile
@@ -21,9 +21,11 @@ _plans: dict[str, Plan] = {}  # compiled, by the address of their definition
 
 
 def plan_at(address: str, body: str) -> Plan:
-    if len(_plans) >= PLANS:
-        _plans.clear()
-    return _plans.setdefault(address, plan_of(decode(body)))
+    if address not in _plans:
+        if len(_plans) >= PLANS:
+            _plans.clear()
+        _plans[address] = plan_of(decode(body))
+    return _plans[address]
 
 
 def known_plan(address: str) -> Plan | None:
@@ -112,10 +114,6 @@ def told(data: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def instant(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
 def note(tx: Transaction, saga: Saga, course: Course) -> None:
     progress = course.saga
     saga.status, saga.reason, saga.dirty = progress.status, progress.reason, progress.dirty
@@ -133,8 +131,9 @@ def note(tx: Transaction, saga: Saga, course: Course) -> None:
         saga.owner = None
     # Written only when it changes by more than calls do: it is indexed.
     saga.wake_at = None if due is None else instant(due)
+    if progress.status in RESTING:
+        tx.afterwards(worker.rests, saga.id, lambda: state_of(saga, course.plan, progress))
     if progress.is_over:
-        tx.afterwards(worker.ended, saga.id)
         saga.finished_at, saga.wake_at = tx.now, None
         saga.output = None if progress.output is None else encode(progress.output).decode()
 

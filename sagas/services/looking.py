@@ -1,8 +1,6 @@
 """Looking at sagas."""
 
 import asyncio
-from contextlib import suppress
-from datetime import datetime
 from time import monotonic
 from typing import Annotated, Any
 
@@ -18,12 +16,11 @@ from core.runtime import runtime
 from core.types import Cursor, Instant, Limit, Text, Wait, encode_cursor
 from sagas import progress as stored_progress
 from sagas.errors import SagaNotFound
-from sagas.models import Saga
-from sagas.plans import Plan, StepPlan
-from sagas.rules import FINAL, Progress, Side, StepProgress
-from sagas.services.courses import instant, known_plan, plan_at
+from sagas.plans import Plan
+from sagas.rules import RESTING
+from sagas.services.courses import known_plan, plan_at
+from sagas.states import steps_of
 from sagas.types import (
-    CompensationState,
     History,
     HistoryEvent,
     SagaId,
@@ -32,50 +29,17 @@ from sagas.types import (
     SagaState,
     SagaSummary,
     Status,
-    StepState,
 )
 from sagas.worker import worker
 
-LOOK_AGAIN = 0.5  # seconds until who waits looks whether another process did something
-RESTING = (*FINAL, "attention")
+LOOK_AGAIN = (
+    0.05,
+    0.5,
+)  # seconds until who waits looks whether another process did something: soon, then less often
 COLUMNS = """id, title, status, reason, current_step, error::text, tags::text, created_at, finished_at, definition,
     progress::text, input::text, output::text, metadata::text, dirty, deadline_at"""
 ONE = f"select {COLUMNS} from sagas_saga where id = %s"
 BODY = "select body::text from sagas_definition where id = %s"
-
-
-def state_of(saga: Saga, plan: Plan, progress: Progress) -> SagaState:
-    """A saga as it is, for whoever may look at it."""
-    status: Any = progress.status
-    return SagaState(
-        saga.name, saga.title, status, progress.reason, saga.current_step, Fragment(saga.input), progress.output,
-        progress.error, Fragment(saga.metadata or "{}"), Fragment(saga.tags or "{}"), progress.dirty, steps_of(plan, progress),
-        saga.created_at, saga.deadline_at, saga.finished_at,
-    )  # fmt: skip
-
-
-def steps_of(plan: Plan, progress: Progress) -> list[StepState]:
-    return [step_state(plan.steps[name], step) for name, step in progress.steps.items()]
-
-
-def step_state(step: StepPlan, progress: StepProgress) -> StepState:
-    kind: Any = step.kind
-    side = progress.action
-    return StepState(
-        step.name, kind, step.service, step.action, side.status, side.attempts, at(side.started),
-        at(side.finished), at(side.due), progress.output, side.error, undo_state(step, progress.undo),
-    )  # fmt: skip
-
-
-def undo_state(step: StepPlan, side: Side) -> CompensationState | None:
-    if step.compensation is None:
-        return None
-    status = {"succeeded": "compensated"}.get(side.status, side.status)
-    return CompensationState(status, side.attempts, at(side.started), at(side.finished), side.error)
-
-
-def at(seconds: float | None) -> datetime | None:
-    return None if seconds is None else instant(seconds)
 
 
 @query("GET sagas/{saga_id}", returns=SagaState, aliases=["GET sagas/{saga_id}/status"], hot=True)
@@ -85,23 +49,35 @@ async def get(call: Call, *, saga_id: SagaId, wait_seconds: Wait = 0.0) -> SagaS
 
     Errors: `saga_not_found` (404).
     """
-    return await ended(call, saga_id, wait_seconds)
+    found = await look_up(call, saga_id)
+    if not wait_seconds or found.status in RESTING:
+        return found
+    return await at_rest(call, saga_id, wait_seconds)
 
 
-async def ended(call: Call, saga_id: str, wait_seconds: float) -> SagaState:
-    """A saga once it is over or needs attention, or as it is after so many seconds.
+async def at_rest(call: Call, saga_id: str, wait_seconds: float) -> SagaState:
+    """A saga once it is over or needs attention, or as it is after so many seconds. This process tells what it ends
+    itself; what others end is seen by looking again.
 
     Raises: SagaNotFound.
     """
-    until = monotonic() + wait_seconds
-    with worker.end_of(f"{call.namespace.name}/{saga_id}") as end:
+    until, (pause, longest) = monotonic() + wait_seconds, LOOK_AGAIN
+    with worker.rest_of(f"{call.namespace.name}/{saga_id}") as resting:
         while True:
-            end.clear()
-            found = await look_up(call, saga_id)
             left = until - monotonic()
-            if found.status in RESTING or left <= 0 or runtime.stopping:
+            if await heard_of(resting, min(left, pause)):
+                state: SagaState = resting.result()
+                return state
+            found = await look_up(call, saga_id)
+            if found.status in RESTING or left <= pause or runtime.stopping:
                 return found
-            await heard_of(end, min(left, LOOK_AGAIN))
+            pause = min(2 * pause, longest)
+
+
+async def heard_of(news: asyncio.Future[Any], seconds: float) -> bool:
+    """Wait for news, not longer than that."""
+    done, _ = await asyncio.wait([news], timeout=max(0.0, seconds))
+    return bool(done)
 
 
 async def look_up(call: Call, saga_id: str) -> SagaState:
@@ -110,13 +86,6 @@ async def look_up(call: Call, saga_id: str) -> SagaState:
     if not found:
         raise SagaNotFound(f"There is no saga {saga_id}.", saga_id=saga_id)
     return await seen(found[0])
-
-
-async def heard_of(news: asyncio.Event, seconds: float) -> None:
-    """Wait for news, not longer than that: what happens in other processes is seen by looking again."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await news.wait()
 
 
 async def seen(row: Row) -> SagaState:

@@ -11,7 +11,7 @@ from sagas.errors import NotPaused, NotStuck, PivotPassed, SagaOver, StepNotFoun
 from sagas.models import Saga
 from sagas.rules import Course, Side
 from sagas.services.courses import course_of, saga_of, store
-from sagas.services.looking import state_of
+from sagas.states import state_of
 from sagas.types import SagaId, SagaState, StepName
 
 

@@ -18,7 +18,8 @@ from sagas.errors import DefinitionNotFound
 from sagas.models import Definition, DefinitionName, Saga
 from sagas.plans import Plan, compile_plan
 from sagas.services.courses import begin, course_of, plan_at, plan_for, store
-from sagas.services.looking import ended, state_of
+from sagas.services.looking import at_rest
+from sagas.states import state_of
 from sagas.types import Order, SagaName, SagaState, Seconds, StartName, Step, Steps, Tags
 
 RAW = ("input", "compensation_input", "seconds")  # JSON text already
@@ -39,7 +40,7 @@ def touches(params: dict[str, Any]) -> list[tuple[type[Any], str]]:
 async def end_of(call: Call, answer: Any, seconds: float) -> SagaState:
     """The saga that was started, or, by its key, was started before."""
     saga_id = answer.saga_id if isinstance(answer, SagaState) else decode(encode(answer))["saga_id"]
-    return await ended(call, saga_id, seconds)
+    return await at_rest(call, saga_id, seconds)
 
 
 @command("POST sagas", returns=SagaState, status=201, hot=True, touches=touches, until=end_of)

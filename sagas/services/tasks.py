@@ -1,10 +1,10 @@
 """Work for those who come for it: workers that poll, and participants that answer later."""
 
 import hmac
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from secrets import token_hex
+from operator import itemgetter
 from time import monotonic
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 
 from core.batch import Transaction
 from core.callers import Call
+from core.database import Row, rows
 from core.encoding import decode
 from core.errors import Unavailable
 from core.operations import command, query
@@ -23,9 +24,10 @@ from sagas.errors import LeaseLost, TaskNotFound
 from sagas.models import Saga, Task
 from sagas.participants import token_for
 from sagas.rules import Outcome, Side
-from sagas.services.courses import course_of, instant, store
+from sagas.services.courses import course_of, store
 from sagas.services.driving import heard
 from sagas.services.looking import heard_of
+from sagas.states import instant
 from sagas.types import Strict, TaskDone, Tasks
 from sagas.types import Task as TaskState
 from sagas.worker import worker
@@ -39,9 +41,14 @@ Most = Annotated[int, Field(ge=1, le=100)]
 Code = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=100)]
 Message = Annotated[str, AfterValidator(check_text), Field(max_length=1000)]
 LOOK_AGAIN = 0.25  # seconds until who waits for a task looks whether another process queued one
-QUEUED = (
-    "select id from sagas_task where queue = $1 and lease_token is null order by queued_at, id limit $2::int"
-)
+# Beside the engine: it decides nothing, and whoever polls must not have a batch of others wait for what it finds.
+LEASE = """with due as (
+    select id from sagas_task where queue = %s and lease_token is null order by queued_at, id limit %s
+    for update skip locked)
+update sagas_task t set worker = %s, lease_token = gen_random_uuid(), lease_seconds = s.seconds,
+    lease_until = clock_timestamp() + s.seconds * interval '1 second'
+from due, (select %s::float8 as seconds) s where t.id = due.id
+returning t.id, t.lease_token, t.lease_until, t.saga, t.step, t.op, t.attempt, t.body::text, t.queued_at"""
 
 
 # -- fetching ----------------------------------------------------------------------------------------
@@ -64,55 +71,24 @@ async def poll(
     Idempotency-Key, and your answer comes too late.
     """
     queue, until = f"{call.namespace.name}/{service}", monotonic() + wait_seconds
-    params = {"service": service, "worker_id": worker_id, "max": max, "lease_seconds": lease_seconds}
-    news = worker.news_of(queue)
     while True:
-        news.clear()
-        found: list[TaskState] = (await runtime.carry_out(lease, call, params)).value
-        left = until - monotonic()
-        if found or left <= 0:
-            return Tasks(found)
-        if runtime.stopping:
-            raise Unavailable("This process is stopping.")
-        await heard_of(news, min(left, LOOK_AGAIN))
+        with worker.news_of(queue) as news:
+            leased = await rows(LEASE, [queue, max, worker_id, lease_seconds])
+            found = [given(row[:-1]) for row in sorted(leased, key=itemgetter(-1, 0))]
+            left = until - monotonic()
+            if found or left <= 0:
+                return Tasks(found)
+            if runtime.stopping:
+                raise Unavailable("This process is stopping.")
+            await heard_of(news, min(left, LOOK_AGAIN))
 
 
-@command()
-def lease(
-    tx: Transaction, *, service: str, worker_id: str, max: int, lease_seconds: float
-) -> list[TaskState]:
-    """Give the oldest tasks of a queue to a worker."""
-    until = tx.now + timedelta(seconds=lease_seconds)
-    found = []
-    for task in waiting(tx, tx.address(service), max):
-        task.worker, task.lease_token = worker_id, token_hex(12)
-        task.lease_until, task.lease_seconds = until, lease_seconds
-        found.append(given(task))
-        if len(found) == max:
-            break
-    return found
-
-
-def waiting(tx: Transaction, queue: str, most: int) -> Iterator[Task]:
-    """Tasks that nobody has. What is looked up is not locked: others may have taken some since."""
-    # Twice as many, so that who polls beside this one finds some too.
-    addresses = [address for (address,) in tx.look(QUEUED, queue, str(2 * most))]
-    for start in range(0, len(addresses), most):
-        some = addresses[start : start + most]
-        tx.load(*((Task, address) for address in some))
-        for address in some:
-            task = tx.at(Task, address)
-            if task is not None and task.lease_token is None:
-                yield task
-
-
-def given(task: Task) -> TaskState:
-    body, op = decode(task.body), task.op
-    assert task.lease_token
-    assert task.lease_until
+def given(row: Row) -> TaskState:
+    address, token, until, saga, step, op, attempt, text = row
+    body = decode(text)
     return TaskState(
-        task.name, task.lease_token, task.saga.partition("/")[2], body["saga_name"], task.step, op,  # type: ignore[arg-type]
-        body["action"], task.attempt, body["idempotency_key"], body["input"], body["context"], task.lease_until,
+        address.partition("/")[2], token, saga.partition("/")[2], body["saga_name"], step, op, body["action"],
+        attempt, body["idempotency_key"], body["input"], body["context"], until,
     )  # fmt: skip
 
 
