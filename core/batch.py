@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Any, TypeVar
 
 from orjson import Fragment
@@ -47,6 +48,7 @@ class Job:
     granted: Any = None  # the future of a caller that waits
     told: bool = False
     place: Any = None  # in the waiting room, see core.waiting
+    ids: list[str] = field(default_factory=list)  # that its command gave out
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class Record:
 class Transaction:
     """What one command sees: aggregates, the time, the log. All of it is undone if the command fails."""
 
-    __slots__ = ("_batch", "_emitted", "_ordered", "_undo", "call", "epoch", "floor", "job", "now")
+    __slots__ = ("_batch", "_emitted", "_given", "_ordered", "_undo", "call", "epoch", "floor", "job", "now")
 
     def __init__(self, batch: "Batch", job: Job) -> None:
         self._batch, self.job, self.call = batch, job, job.call
@@ -124,6 +126,7 @@ class Transaction:
         self.epoch: int = batch.epoch
         self.floor: int = batch.floor
         self._emitted, self._ordered = len(batch.entries), len(batch.orders)
+        self._given = 0
         self._undo: dict[Key, tuple[Any, dict[str, Any] | None]] = {}
 
     @property
@@ -243,6 +246,15 @@ class Transaction:
         if event_id:
             self._batch.appended[Named(entry.namespace, event_id)] = entry
         return entry
+
+    def fresh_id(self) -> str:
+        """An id that nobody has, larger than earlier ones, of 28 hexadecimal digits. When the command is decided again,
+        it is given the same ones in the same order: so that what is named after them can be looked for."""
+        ids = self.job.ids
+        if self._given == len(ids):
+            ids.append(f"{int(self.now.timestamp() * 1000):012x}{token_hex(8)}")
+        self._given += 1
+        return ids[self._given - 1]
 
     def afterwards(self, function: Callable[..., None], *args: Any) -> None:
         """Have a function called in the serving loop of this process once the batch is committed, and only then. It

@@ -51,6 +51,7 @@ class Saga(Aggregate):
     metadata = JSONTextField(null=True)
     tags = models.JSONField(null=True)
     dirty = models.BooleanField(default=False)
+    parent = models.TextField(null=True)  # the saga and the step that this one is: `saga.step`
     created_at = models.DateTimeField()
     deadline_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)

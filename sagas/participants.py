@@ -41,6 +41,7 @@ class Attempt:
     key: str
     body: bytes
     outcome: str | None
+    fencing_tokens: dict[str, int] | None
     correlation_id: str | None
 
     @property
@@ -93,6 +94,8 @@ def request(attempt: Attempt, place: Place) -> bytes:
     ]
     if attempt.outcome:
         head.append(f"Syros-Outcome: {attempt.outcome}")
+    if attempt.fencing_tokens and len(attempt.fencing_tokens) == 1:
+        head.append(f"Syros-Fencing-Token: {next(iter(attempt.fencing_tokens.values()))}")
     head += signature(attempt)
     return "\r\n".join([*head, "", ""]).encode() + attempt.body
 

@@ -45,6 +45,26 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class LockPlan:
+    """A lock that is taken before the action, and when it is given back."""
+
+    key: Template
+    mode: Any
+    permits: int
+    capacity: int | None
+    release: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventPlan:
+    """An event that goes into the log with the step's success."""
+
+    stream: Template
+    type: str
+    data: Template
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     name: str
     kind: str
@@ -63,6 +83,9 @@ class StepPlan:
     signal: str
     policy: Policy
     undo_policy: Policy
+    child: tuple[str, int | None] | None  # the definition of the saga that this step is, and its version
+    locks: tuple[LockPlan, ...]
+    events: tuple[EventPlan, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +161,31 @@ def compile_step(place: int, step: Step, after: tuple[str, ...], problems: list[
         template(step.seconds, f"{at}/seconds", problems),
         step.signal or step.name,
         policy(step.retry_policy, FORWARD), policy(step.compensation_retry_policy, BACKWARD),
+        None if step.definition is None else (step.definition, step.definition_version),
+        compile_locks(at, step, problems), compile_events(at, step, problems),
     )  # fmt: skip
+
+
+def compile_locks(at: str, step: Step, problems: list[Problem]) -> tuple[LockPlan, ...]:
+    keys = [
+        template(encode(lock.key).decode(), f"{at}/locks/{place}/key", problems)
+        for place, lock in enumerate(step.locks)
+    ]
+    return tuple(
+        LockPlan(key, lock.mode, lock.permits, lock.capacity, lock.release)
+        for key, lock in zip(keys, step.locks, strict=True)
+        if key
+    )
+
+
+def compile_events(at: str, step: Step, problems: list[Problem]) -> tuple[EventPlan, ...]:
+    found = []
+    for place, event in enumerate(step.events):
+        stream = template(encode(event.stream).decode(), f"{at}/events/{place}/stream", problems)
+        data = template(event.data, f"{at}/events/{place}/data", problems)
+        if stream and data:
+            found.append(EventPlan(stream, event.event_type, data))
+    return tuple(found)
 
 
 def template(text: str | None, pointer: str, problems: list[Problem]) -> Template | None:
@@ -166,8 +213,8 @@ def problem(pointer: str, code: str, detail: str) -> Problem:
 # -- what can be wrong -------------------------------------------------------------------------------
 
 ONLY = {"service": "call", "action": "call", "compensation": "call", "verify": "call", "seconds": "sleep",
-        "signal": "signal"}  # fmt: skip
-NEEDED = {"call": ("service", "action"), "sleep": ("seconds",), "signal": ()}
+        "signal": "signal", "definition": "saga", "definition_version": "saga"}  # fmt: skip
+NEEDED = {"call": ("service", "action"), "sleep": ("seconds",), "signal": (), "saga": ("definition",)}
 
 
 def kind_problems(at: str, step: Step) -> Iterator[Problem]:
@@ -225,6 +272,13 @@ def reference_problems(
     for place, step in enumerate(compiled):
         for name in ("when", "input", "seconds"):
             yield from unreachable(getattr(step, name), known[step.name], f"/steps/{place}/{name}")
+        for number, lock in enumerate(step.locks):
+            yield from unreachable(lock.key, known[step.name], f"/steps/{place}/locks/{number}/key")
+        for number, event in enumerate(step.events):
+            for name in ("stream", "data"):
+                known_then = {*known[step.name], step.name}
+                pointer = f"/steps/{place}/events/{number}/{name}"
+                yield from unreachable(getattr(event, name), known_then, pointer)
         yield from unreachable(step.compensation_input, parents.keys(), f"/steps/{place}/compensation_input")
     yield from unreachable(output, parents.keys(), "/output")
 

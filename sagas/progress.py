@@ -7,7 +7,14 @@ from core.encoding import decode, encode
 from sagas.rules import Progress, Side, StepProgress
 
 SIDE = {each.name: each.default for each in fields(Side)}
-STEP = {"maybe": False, "place": 0, "output": None}
+STEP: dict[str, Any] = {
+    "maybe": False,
+    "place": 0,
+    "output": None,
+    "locks": {},
+    "child": None,
+    "is_recalled": False,
+}
 WHOLE = {each.name: each.default for each in fields(Progress) if each.name not in ("signals", "steps")}
 
 

@@ -22,6 +22,7 @@ GRACE = 5.0  # seconds after which a call of which nothing is heard is given up;
 CONFIGURATION_ATTEMPTS = 5
 CONFIGURATION_DELAY = 2.0
 ONGOING_DELAY = 1.0
+LOCK_AGAIN = 1.0  # seconds until who waits for locks looks again; a grant says so sooner
 MESSAGE = 1000  # characters of a participant's that are kept
 
 
@@ -37,6 +38,7 @@ class Side:
     started: float | None = None
     finished: float | None = None
     error: dict[str, Any] | None = None
+    until: float | None = None  # how long it waits for its locks
 
 
 @dataclass(slots=True)
@@ -46,6 +48,11 @@ class StepProgress:
     maybe: bool = False  # an attempt may have had an effect, whatever a later one said
     place: int = 0  # in the order of first dispatch, from 1
     output: Any = None
+    locks: dict[str, list[Any]] = field(
+        default_factory=dict
+    )  # that it holds: token, and when it is given back
+    child: str | None = None  # the id of the saga that it is
+    is_recalled: bool = False  # that saga was told to take back what it did
 
     def sides(self) -> tuple[tuple[str, Side], tuple[str, Side]]:
         return ("action", self.action), ("compensate", self.undo)
@@ -63,6 +70,7 @@ class Progress:
     dispatched: int = 0
     error: dict[str, Any] | None = None
     dirty: bool = False
+    has_session: bool = False  # that its locks are held with
     output: Any = None
     signals: dict[str, Any] = field(default_factory=dict)
     steps: dict[str, StepProgress] = field(default_factory=dict)
@@ -105,7 +113,29 @@ class Send:
     outcome: str | None  # of the action, for a compensation: succeeded or unknown
 
 
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A saga that is to be started, because a step is one."""
+
+    step: StepPlan
+    attempt: int
+    input: Any
+
+
 Fact = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A lock that a step wants before its action."""
+
+    key: str
+    mode: Any
+    permits: int
+    capacity: int | None
+
+
+Obtain = Callable[[str, list[Wanted], float], "dict[str, int] | Outcome | None"]
 
 
 class Course:
@@ -113,7 +143,8 @@ class Course:
 
     Parameters: `scope`, what templates see (input, saga, metadata); `now`, Unix seconds; `serves`, whether a service
     has instances that this process can call, None where this process calls nobody; `leases`, until when workers have
-    the tasks they fetched, by step and op.
+    the tasks they fetched, by step and op; `obtain(step, wanted, seconds)`, which takes locks: the tokens by key, None
+    while they are waited for, the outcome where they cannot be had.
     """
 
     def __init__(
@@ -124,12 +155,17 @@ class Course:
         now: float,
         serves: Callable[[str], bool] | None = None,
         leases: Mapping[tuple[str, str], float] = {},
+        obtain: Obtain | None = None,
     ) -> None:
         self.plan, self.saga, self.scope, self.now = plan, progress, scope, now
-        self.serves, self.leases = serves, leases
+        self.serves, self.leases, self.obtain = serves, leases, obtain
         self.facts: list[Fact] = []
         self.sends: list[Send] = []
         self.withdrawn: list[tuple[str, str]] = []  # tasks that nobody is to fetch any longer: step and op
+        self.begins: list[Begin] = []  # sagas that steps are
+        self.recalls: list[str] = []  # ids of such sagas, that are to take back what they did
+        self.released: list[str] = []  # keys of locks that are given back
+        self.appends: list[tuple[str, str, Any]] = []  # events of others' streams: stream, type, data
         self.is_owner_needed = False
 
     def say(self, kind: str, **data: Any) -> None:
@@ -207,12 +243,16 @@ class Course:
 
     def _dispatch(self, step: StepPlan, side: Side, op: str) -> None:
         try:
+            if op == "action" and step.locks and not self._has_locks(step, side):
+                return
             if step.kind == "call":
                 self._call(step, side, op)
             elif step.kind == "sleep":
                 self._sleep(step, side)
-            else:
+            elif step.kind == "signal":
                 self._await_signal(step, side)
+            else:
+                self._go_to_child(step, side, op)
         except MappingError as error:
             self._broken(step, side, op, error)
 
@@ -240,6 +280,12 @@ class Course:
         if not progress.place:
             self.saga.dispatched += 1
             progress.place = self.saga.dispatched
+
+    @property
+    def tokens(self) -> dict[str, dict[str, int]]:
+        """The fencing tokens that each step holds, by key."""
+        return {name: {key: token for key, (token, _) in step.locks.items()}
+                for name, step in self.saga.steps.items() if step.locks}  # fmt: skip
 
     def _input(self, step: StepPlan, op: str) -> Any:
         scope = self._scope()
@@ -273,6 +319,64 @@ class Course:
         side.status, side.due = "waiting", self.now + step.timeout
         self.say("step.waiting", step=step.name, for_="signal", signal=step.signal, until=side.due)
 
+    def _go_to_child(self, step: StepPlan, side: Side, op: str) -> None:
+        """A step that is a saga of its own. Who takes it back has that saga compensate."""
+        side.attempts += 1
+        side.status = "waiting"
+        self._note_start(step, side)
+        self.say(verb(op, "waiting"), step=step.name, for_="saga")
+        if op == "action":
+            self.begins.append(Begin(step, side.attempts, self._input(step, op)))
+        else:
+            self._recall_child(self.saga.steps[step.name], again=True)
+
+    # -- locks ---------------------------------------------------------------------------------------
+
+    def _has_locks(self, step: StepPlan, side: Side) -> bool:
+        """Has the step its locks? If not, it waits for them, for as long as for a participant."""
+        progress = self.saga.steps[step.name]
+        scope = self._scope()
+        release = {str(lock.key.render(scope)): lock.release for lock in step.locks}
+        if progress.locks.keys() >= release.keys():
+            return True
+        if side.until is not None and side.until <= self.now:
+            error = {
+                "code": "lock_wait_timeout",
+                "message": f"{', '.join(release)} did not come free in time.",
+            }
+            self._fail(step, side, "action", "failed", error)
+            return False
+        wanted = [
+            Wanted(key, lock.mode, lock.permits, lock.capacity)
+            for key, lock in zip(release, step.locks, strict=False)
+        ]
+        assert self.obtain, "who decides about steps with locks must be able to take some"
+        self.saga.has_session = True
+        found = self.obtain(step.name, wanted, step.schedule_to_start)
+        if isinstance(found, Outcome):
+            self._failed_attempt(step, side, "action", found)
+        elif found is None:
+            self._wait_for_locks(step, side, list(release))
+        else:
+            progress.locks = {key: [token, release[key]] for key, token in found.items()}
+            side.until = None
+            self.say("step.locked", step=step.name, fencing_tokens=found)
+        return isinstance(found, dict)
+
+    def _wait_for_locks(self, step: StepPlan, side: Side, keys: list[str]) -> None:
+        if side.until is None:
+            side.until = self.now + step.schedule_to_start
+            self.say("step.waiting", step=step.name, for_="locks", locks=keys, until=side.until)
+        side.status, side.due = "locking", min(self.now + LOCK_AGAIN, side.until)
+
+    def _give_back(self, step: StepPlan, when: str) -> None:
+        """The locks that were declared to go then."""
+        progress = self.saga.steps[step.name]
+        gone = [key for key, (_, release) in progress.locks.items() if release == when]
+        self.released += gone
+        for key in gone:
+            del progress.locks[key]
+
     # -- time ----------------------------------------------------------------------------------------
 
     def _look_at(self, step: StepPlan, side: Side, op: str) -> None:
@@ -283,7 +387,7 @@ class Course:
             self._due(step, side, op)
 
     def _due(self, step: StepPlan, side: Side, op: str) -> None:
-        if side.status == "backoff":
+        if side.status in ("backoff", "locking"):
             side.status, side.due = "ready", None
         elif side.status == "calling":
             self._heard(
@@ -331,7 +435,8 @@ class Course:
         """What came of an attempt; whether anybody waited for that."""
         step, progress = self.plan.steps[name], self.saga.steps[name]
         side = progress.action if op == "action" else progress.undo
-        if self.saga.is_over or side.attempts != attempt or side.status not in OUT or step.kind != "call":
+        is_awaited = side.attempts == attempt and side.status in OUT and step.kind in ("call", "saga")
+        if self.saga.is_over or not is_awaited:
             self.say("step.late_result", step=name, op=op, attempt=attempt, outcome=outcome.kind)
             return False
         self._heard(step, side, op, outcome)
@@ -373,6 +478,20 @@ class Course:
         if op == "action":
             self.saga.steps[step.name].output = output
         self.say(verb(op, "succeeded"), step=step.name, attempt=side.attempts, output=output)
+        if op == "action":
+            self._append_events(step)
+        self._give_back(step, "step" if op == "action" else "compensation")
+
+    def _append_events(self, step: StepPlan) -> None:
+        """What goes into other streams with the success. The step is done: a template that finds nothing changes
+        that no more, and is told."""
+        scope = self._scope()
+        try:
+            for event in step.events:
+                found = str(event.stream.render(scope)), event.type, event.data.render(scope)
+                self.appends.append(found)
+        except MappingError as error:
+            self.say("step.events_failed", step=step.name, code="mapping_failed", message=error.detail)
 
     def _failed_attempt(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> None:
         """Try again, or be done with it."""
@@ -410,6 +529,8 @@ class Course:
 
     def _fail(self, step: StepPlan, side: Side, op: str, status: str, error: dict[str, Any]) -> None:
         side.status, side.due, side.finished, side.error = status, None, self.now, error
+        if op == "action":
+            self._give_back(step, "step")
         self.say(verb(op, status), step=step.name, attempt=side.attempts, retry_at=None, **error)
 
     # -- turning back --------------------------------------------------------------------------------
@@ -439,6 +560,21 @@ class Course:
     def cancel(self, reason: str) -> None:
         self._turn("cancelled", {"code": "cancelled", "message": reason})
 
+    def be_recalled(self, reason: str) -> None:
+        """The saga that this one is a step of turned back: so does this one, though it may be over."""
+        error = {"code": "recalled", "message": reason}
+        if self.saga.status in ("compensating", "compensated", "failed"):
+            return
+        if self.saga.status == "attention" and self.saga.before == "compensating":
+            return
+        self.saga.reason, self.saga.error, self.saga.status, self.saga.before = (
+            "recalled",
+            error,
+            "compensating",
+            None,
+        )
+        self.say("saga.compensating", reason="recalled", error=error)
+
     def turn_back(self, reason: str) -> None:
         """An operator says so: the pivot, if it was passed, is taken back with the rest."""
         self.saga.reason, self.saga.status, self.saga.before = "operator", "compensating", None
@@ -460,30 +596,38 @@ class Course:
         """Let what is under way come to its end, and begin nothing more."""
         side = progress.action
         if side.status in OUT:
-            self._look_at_end(step, side)
-        if side.status in ("pending", "ready", "backoff"):
+            self._look_at_end(step, progress)
+        if side.status in ("pending", "ready", "backoff", "locking"):
             side.status = "unknown" if progress.maybe else "failed" if side.attempts else "skipped"
             side.due, side.finished = None, self.now
 
-    def _look_at_end(self, step: StepPlan, side: Side) -> None:
-        if step.kind != "call":
+    def _look_at_end(self, step: StepPlan, progress: StepProgress) -> None:
+        side = progress.action
+        if step.kind in ("sleep", "signal"):
             side.status, side.due, side.finished = "skipped", None, self.now
+        elif step.kind == "saga":
+            self._recall_child(progress)
         elif side.status == "queued" and (step.name, "action") not in self.leases:
             self._withdraw(step, "action")
             side.status, side.due, side.finished = "skipped", None, self.now
         else:
             self._look_at(step, side, "action")
 
+    def _recall_child(self, progress: StepProgress, *, again: bool = False) -> None:
+        if progress.child and (again or not progress.is_recalled):
+            progress.is_recalled = True
+            self.recalls.append(progress.child)
+
     def _needs_undo(self, step: StepPlan) -> bool:
         progress = self.saga.steps[step.name]
         has_effect = progress.maybe or progress.action.status in ("succeeded", "unknown")
-        return step.kind == "call" and has_effect and progress.action.attempts > 0
+        return step.kind in ("call", "saga") and has_effect and progress.action.attempts > 0
 
     def _take_back(self, step: StepPlan, needed: list[StepPlan]) -> None:
         side = self.saga.steps[step.name].undo
         if side.status == "pending" and not self._is_blocked(step, needed):
             side.status = "ready"
-            if step.compensation is None:
+            if step.kind == "call" and step.compensation is None:
                 self.saga.dirty = True
                 side.status, side.finished = "skipped", self.now
                 self.say("compensation.skipped", step=step.name, why="it has none")

@@ -8,6 +8,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from core.types import Json, Text
 from discovery.types import ServiceName
+from locks.types import Capacity, Mode, Permits
 
 StepName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 SagaName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -16,7 +17,8 @@ Path = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9.
 Seconds = Annotated[float, Field(ge=0, le=10 * 366 * 86400)]
 Timeout = Annotated[float, Field(ge=0.1, le=86400)]
 Condition = Annotated[str, Field(min_length=1, max_length=2048)]
-Kind = Literal["call", "sleep", "signal"]
+Kind = Literal["call", "sleep", "signal", "saga"]
+Release = Literal["step", "compensation", "saga"]
 Status = Literal[
     "scheduled", "running", "paused", "compensating", "attention",
     "succeeded", "compensated", "failed", "terminated",
@@ -56,6 +58,24 @@ class RetryPolicy(Strict):
         return values
 
 
+class StepLock(Strict):
+    """A lock that a step takes before its action. `key` is a template."""
+
+    key: Text
+    mode: Mode = "exclusive"
+    permits: Permits = 1
+    capacity: Capacity = None
+    release: Release = "saga"
+
+
+class StepEvent(Strict):
+    """An event that is appended in the transaction in which a step succeeds. `stream` and `data` are templates."""
+
+    stream: Text
+    event_type: Annotated[Text, Field(validation_alias=AliasChoices("event_type", "type"))]
+    data: Json
+
+
 class Step(Strict):
     """One step of a saga, as its author writes it. Inputs and `seconds` are templates: see sagas.mapping."""
 
@@ -76,6 +96,10 @@ class Step(Strict):
     verify: Path | None = None
     seconds: Json | None = None
     signal: StepName | None = None
+    definition: SagaName | None = None
+    definition_version: Annotated[int, Field(ge=1)] | None = None
+    locks: Annotated[list[StepLock], Field(max_length=16)] = []
+    events: Annotated[list[StepEvent], Field(max_length=16)] = []
 
 
 Steps = Annotated[list[Step], Field(min_length=1, max_length=MAX_STEPS)]

@@ -247,7 +247,7 @@ SPECTACULAR_SETTINGS = {
         }
     },
     "SECURITY": [{"bearer": []}, {"apiKey": []}],
-    "ENUM_NAME_OVERRIDES": {"StepKindEnum": ["call", "sleep", "signal"]},
+    "ENUM_NAME_OVERRIDES": {"StepKindEnum": ["call", "sleep", "signal", "saga"]},
 }
 
 

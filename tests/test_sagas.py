@@ -509,3 +509,114 @@ def test_either_steps_or_a_definition(lane: Lane) -> None:
         with pytest.raises(Refused) as refused:
             lane("sagas.start", name="x", **about)
         assert refused.value.problem["errors"][0]["pointer"] == "/steps"
+
+
+# -- what lies beside a saga -------------------------------------------------------------------------
+
+
+def test_a_step_holds_its_locks_until_the_saga_is_over(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    held = []
+    participant.script["a"] = lambda asked: (
+        held.append(lane("locks.get", key="orders/7")["holders"]) or (200, 1, {})
+    )
+    lock = {"key": "orders/${input.id}"}
+    saga_id = start(lane, step("a", locks=[lock]), {"name": "s", "kind": "signal"}, input={"id": 7})
+    reaches(lane, saga_id, "running")
+    deadline = time.monotonic() + 5
+    while lane("sagas.get", saga_id=saga_id)["steps"][0]["status"] != "succeeded":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    ((holder,),) = held
+    assert holder["session_id"] == f"saga-{saga_id}"
+    asked = participant.asked[0]
+    assert asked.headers["syros-fencing-token"] == str(holder["fencing_token"])
+    assert asked.body["context"]["fencing_tokens"] == {"orders/7": holder["fencing_token"]}
+    assert lane("locks.get", key="orders/7")["is_locked"] is True
+    lane("sagas.signal", saga_id=saga_id, signal="s")
+    assert lane("locks.get", key="orders/7")["is_locked"] is False
+
+
+def test_a_lock_may_be_given_back_after_the_step(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    lock = {"key": "a", "release": "step"}
+    saga_id = start(lane, step("a", locks=[lock]), {"name": "s", "kind": "signal"})
+    deadline = time.monotonic() + 5
+    while lane("sagas.get", saga_id=saga_id)["steps"][0]["status"] != "succeeded":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert lane("locks.get", key="a")["is_locked"] is False
+    lane("sagas.terminate", saga_id=saga_id, reason="over")
+
+
+def test_sagas_wait_for_their_locks_in_order(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    grant = lane("locks.acquire", key="b", owner="me")
+    both = step("a", locks=[{"key": "a"}, {"key": "b"}])
+    first, second = start(lane, both), start(lane, both)
+    time.sleep(0.3)
+    assert participant.asked == []
+    assert [w["owner"] for w in lane("locks.get", key="b")["waiters"]] == ["order/a"] * 2
+    lane("locks.release", key="b", lock_id=grant["lock_id"])
+    for saga_id in (first, second):
+        reaches(lane, saga_id, "succeeded")
+    assert [asked.headers["syros-saga-id"] for asked in participant.asked] == [first, second]
+
+
+def test_a_lock_that_does_not_come_fails_the_step(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    lane("locks.acquire", key="b", owner="me")
+    saga_id = start(lane, step("z"), step("a", locks=[{"key": "b"}], schedule_to_start_seconds=0.5))
+    saga = reaches(lane, saga_id, "compensated")
+    assert saga["error"]["code"] == "lock_wait_timeout"
+    assert participant.paths() == ["z", "undo_z"]
+
+
+def test_events_go_out_with_the_success(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    event = {"stream": "order-${input.id}", "type": "paid", "data": {"by": "${steps.a.output.did}"}}
+    saga_id = start(lane, step("a", events=[event]), input={"id": 7})
+    reaches(lane, saga_id, "succeeded")
+    (found,) = lane("events.read", stream_id="order-7")["events"]
+    assert (found["event_type"], found["data"], found["correlation_id"]) == ("paid", {"by": "a"}, saga_id)
+
+
+def test_a_step_may_be_a_saga_and_is_taken_back_as_one(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    lane("definitions.put", name="inner", steps=[step("i"), step("j")], output={"sum": "${input.n}"})
+    child = {"name": "child", "kind": "saga", "definition": "inner", "input": {"n": 5}}
+    participant.script["b"] = lambda asked: (409, None, {})
+    saga_id = start(lane, step("a"), child, step("b", input="${steps.child.output.sum}"))
+    reaches(lane, saga_id, "compensated")
+    assert participant.paths() == ["a", "i", "j", "b", "undo_j", "undo_i", "undo_a"]
+    assert participant.asked[3].body["input"] == 5
+    inner, outer = lane("sagas.find", limit=2)["items"]
+    assert (inner["name"], inner["status"], outer["saga_id"]) == ("inner", "compensated", saga_id)
+
+
+def test_a_child_that_fails_fails_its_step(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    participant.script["j"] = lambda asked: (409, {"code": "no"}, {})
+    lane("definitions.put", name="inner", steps=[step("i"), step("j")])
+    saga_id = start(lane, step("a"), {"name": "child", "kind": "saga", "definition": "inner"})
+    saga = reaches(lane, saga_id, "compensated")
+    assert (saga["error"]["step"], saga["error"]["code"]) == ("child", "no")
+    assert participant.paths() == ["a", "i", "j", "undo_i", "undo_a"]
+
+
+def test_a_cancelled_saga_waits_for_its_child_to_turn_back(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    lane("definitions.put", name="inner", steps=[step("i"), {"name": "s", "kind": "signal"}])
+    saga_id = start(lane, step("a"), {"name": "child", "kind": "saga", "definition": "inner"})
+    deadline = time.monotonic() + 5
+    while "i" not in participant.paths():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    lane("sagas.cancel", saga_id=saga_id, reason="no more")
+    reaches(lane, saga_id, "compensated")
+    assert participant.paths() == ["a", "i", "undo_i", "undo_a"]
+
+
+def test_a_definition_that_is_not_there_fails_the_step(lane: Lane) -> None:
+    saga_id = start(lane, {"name": "child", "kind": "saga", "definition": "nowhere"})
+    assert reaches(lane, saga_id, "failed")["error"]["code"] == "definition_not_found"

@@ -17,6 +17,7 @@ from core.encoding import encode
 from core.models import Process, Session
 from locks.models import ELECTION, Claim, Election, Hold, Lock
 from locks.services.looking import HELD, HOLDS, LOOK, SHOWN, holder, summary
+from locks.services.queues import NOBODY
 from locks.types import Holder
 
 NAMED = 2  # owners in one cell
@@ -192,7 +193,7 @@ def waiting_for(lock: Any) -> list[tuple[Any, str]]:
     processes = {claim.process for claim in claims}
     alive = set(Process.objects.filter(id__in=processes, expires_at__gt=Clock()).values_list("id", flat=True))
     words = {True: label("alive", "success"), False: label("gone", "danger")}
-    return [(claim, words[claim.process in alive]) for claim in claims]
+    return [(claim, words[claim.process in {NOBODY, *alive}]) for claim in claims]
 
 
 def queue_panel(lock: Any) -> Panel:

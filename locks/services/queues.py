@@ -3,7 +3,7 @@
 Everything goes through the transaction, which is memory: these functions do no I/O of their own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -31,6 +31,8 @@ LEASE = """select expires_at from core_session where id = $1 and ended_at is nul
     and expires_at > clock_timestamp()"""
 
 Member = tuple[Lock, Claim]
+NOBODY = ""  # in the place of a process: the claim of a session that asks again by itself
+when_granted: list[Callable[[Transaction, Claim], None]] = []  # called when such a claim is granted
 
 
 def pass_on(tx: Transaction, *locks: Lock) -> None:
@@ -113,6 +115,8 @@ def why_gone(tx: Transaction, claim: Claim) -> str | None:
 
 def is_orphan(tx: Transaction, claim: Claim) -> bool:
     """Is the process gone in which its caller waited?"""
+    if claim.process == NOBODY:
+        return False
     process = tx.at(Process, claim.process)
     return process is None or process.expires_at <= tx.now
 
@@ -169,6 +173,9 @@ def serve(tx: Transaction, party: Sequence[Member], lease_until: datetime | None
         emit(tx, lock, fact)
     if lead.answer_id:
         keep(tx, lead.answer_id, answer_to(grants))
+    if lead.process == NOBODY:
+        for function in when_granted:
+            function(tx, lead)
 
 
 def answer_to(grants: Sequence[tuple[Lock, Claim, rules.Fact]]) -> Any:
@@ -182,12 +189,18 @@ def answer_to(grants: Sequence[tuple[Lock, Claim, rules.Fact]]) -> Any:
 
 
 def queue_up(
-    tx: Transaction, party: Sequence[Member], wait_seconds: float, *, is_many: bool = False
+    tx: Transaction,
+    party: Sequence[Member],
+    wait_seconds: float,
+    *,
+    is_many: bool = False,
+    process: str | None = None,
 ) -> Waiting:
     """Put claims at the ends of their queues; several are served together. Parameters: `is_many`, whether the answer
-    is to be that of several, also where there is but one."""
+    is to be that of several, also where there is but one; `process`, where its caller waits, if not here."""
     deadline = tx.now + timedelta(seconds=wait_seconds)
-    claims = [stored(tx, lock, claim, deadline) for lock, claim in party]
+    waits_in = tx.process_id if process is None else process
+    claims = [stored(tx, lock, claim, deadline, waits_in) for lock, claim in party]
     lead = claims[0]
     lead.answer_id = tx.job.answer_id
     if is_many:
@@ -203,9 +216,9 @@ def queue_up(
     return Waiting(party[0][0].stream, lead.ticket, wait_seconds, {"places": places})
 
 
-def stored(tx: Transaction, lock: Lock, claim: Claim, deadline: datetime) -> Claim:
+def stored(tx: Transaction, lock: Lock, claim: Claim, deadline: datetime, process: str) -> Claim:
     ticket = lock.last_ticket + 1
-    values = {**claim.__dict__, "ticket": ticket, "process": tx.process_id, "deadline": deadline}
+    values = {**claim.__dict__, "ticket": ticket, "process": process, "deadline": deadline}
     return tx.add_at(Claim, f"{lock.id}#{ticket:015d}", **values)
 
 

@@ -37,7 +37,8 @@ FORGOTTEN = """select id from locks_lock
     where expires_at <= now() and (lock_id is not null or used + shared > 0) limit 200"""
 # Those who waited in a process that is gone. Nobody else takes them out of the middle of a queue.
 ORPHANS = """select c.id from locks_claim c
-    left join core_process p on p.id = c.process and p.expires_at > clock_timestamp() where p.id is null limit 200"""
+    left join core_process p on p.id = c.process and p.expires_at > clock_timestamp()
+    where p.id is null and c.process <> '' limit 200"""
 
 
 @every(0.4)

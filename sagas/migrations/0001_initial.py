@@ -53,6 +53,7 @@ class Migration(migrations.Migration):
                 ('metadata', core.models.JSONTextField(null=True)),
                 ('tags', models.JSONField(null=True)),
                 ('dirty', models.BooleanField(default=False)),
+                ('parent', models.TextField(null=True)),
                 ('created_at', models.DateTimeField()),
                 ('deadline_at', models.DateTimeField(null=True)),
                 ('finished_at', models.DateTimeField(null=True)),

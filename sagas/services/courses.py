@@ -1,22 +1,37 @@
 """Sagas in a transaction: loaded, decided about by the rules, stored with what became true. No operation is here."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
+
+from orjson import Fragment
+from pydantic import TypeAdapter, ValidationError
 
 from core.batch import Transaction
 from core.encoding import decode, encode
-from core.models import Process
+from core.models import Process, Session
+from core.sessions import end as end_session
+from events.services import put
+from events.types import NewEvent, StreamName
+from locks.errors import CapacityMismatch, Deadlock
+from locks.models import Claim
+from locks.services.obtaining import give_back, granted, obtain
+from locks.types import Item
 from sagas import progress as stored_progress
-from sagas.errors import SagaNotFound
-from sagas.models import Definition, Saga, Task
+from sagas.errors import DefinitionNotFound, SagaNotFound
+from sagas.models import Definition, DefinitionName, Saga, Task
 from sagas.participants import Attempt
 from sagas.plans import Plan, plan_of
-from sagas.rules import RESTING, Course, Progress, Send, StepProgress, wake_at
+from sagas.rules import RESTING, Course, Outcome, Progress, Send, StepProgress, Wanted, wake_at
 from sagas.states import instant, state_of
 from sagas.worker import worker
 
 NEAR = 5.0  # seconds; who sleeps for longer is nobody's meanwhile
 PLANS = 1000
+FOR_EVER = 100 * 365 * 86400.0  # seconds: how long the session of a saga lasts, which ends it
+Child = tuple[str, str, str, Plan, Any, str]  # id, name, definition and what it means, input, parent
 _plans: dict[str, Plan] = {}  # compiled, by the address of their definition
 
 
@@ -40,6 +55,62 @@ def plan_for(tx: Transaction, address: str) -> Plan:
     return plan_at(address, found.body)
 
 
+def named(tx: Transaction, name: str, version: int | None) -> tuple[str, Plan]:
+    """Where a definition is stored, its last version unless said, and what it means.
+
+    Raises: DefinitionNotFound.
+    """
+    found = tx.get(DefinitionName, name)
+    version = version or (found.version if found else 0)
+    if found is None or version > found.version:
+        raise DefinitionNotFound(f"There is no definition {name}{f' version {version}' if version else ''}.")
+    address = tx.address(versioned(name, version))
+    return address, plan_for(tx, address)
+
+
+def versioned(name: str, version: int) -> str:
+    return f"{name}#{version:06d}"
+
+
+def create(
+    tx: Transaction,
+    name: str,
+    address: str,
+    plan: Plan,
+    given: str,
+    *,
+    metadata: str = "{}",
+    tags: dict[str, str] | None = None,
+    deadline: datetime | None = None,
+    saga_id: str | None = None,
+    parent: str | None = None,
+) -> tuple[Saga, Progress]:
+    """A saga, and its first steps. Parameters: `given`, its input as JSON text; `parent`, the saga and the step that it
+    is, as `saga.step`."""
+    progress = begin(plan, deadline.timestamp() if deadline else None)
+    saga = tx.add(
+        Saga,
+        saga_id or tx.fresh_id(),
+        title=name,
+        definition=address,
+        status="running",
+        progress="",
+        input=given,
+        metadata=metadata,
+        tags=encode(tags or {}).decode(),
+        parent=parent,
+        created_at=tx.now,
+        deadline_at=deadline,
+    )
+    about = {"name": name, "definition": address.partition("/")[2], "input": Fragment(given),
+             "metadata": Fragment(metadata), "tags": tags or None, "parent": parent}  # fmt: skip
+    tx.emit(saga, "saga.started", told(about))
+    course = course_of(tx, saga, progress)
+    course.proceed()
+    store(tx, saga, course)
+    return saga, progress
+
+
 def saga_of(tx: Transaction, saga_id: str) -> Saga:
     """Raises: SagaNotFound."""
     if (found := tx.get(Saga, saga_id)) is None:
@@ -60,8 +131,9 @@ def course_of(tx: Transaction, saga: Saga, progress: Progress | None = None) -> 
         "metadata": decode(saga.metadata or "{}"),
     }
     serves = worker.serves_in(saga.namespace) if may_call(tx, saga, progress) else None
+    leases = leases_of(tx, saga, progress)
     plan = plan_for(tx, saga.definition)
-    return Course(plan, progress, scope, tx.now.timestamp(), serves, leases_of(tx, saga, progress))
+    return Course(plan, progress, scope, tx.now.timestamp(), serves, leases, partial(obtain_for, tx, saga))
 
 
 def may_call(tx: Transaction, saga: Saga, progress: Progress) -> bool:
@@ -94,15 +166,25 @@ def task_address(saga: Saga, step: str, op: str) -> str:
 
 
 def store(tx: Transaction, saga: Saga, course: Course) -> None:
-    """Write down how the saga stands, tell the log what happened, and have sent what is to be sent."""
+    """Write down how the saga stands, tell the log what happened, and have sent what is to be sent. What it means for
+    other sagas comes last: they may have an answer at once."""
+    children = name_children(tx, saga, course)
     for kind, data in course.facts:
         tx.emit(saga, kind, told(data))
     for step, op in course.withdrawn:
         if task := tx.at(Task, task_address(saga, step, op)):
             tx.remove(task)
+    for event in course.appends:
+        append(tx, saga, *event)
     for send in course.sends:
         (push if send.by == "push" else queue)(tx, saga, course, send)
+    let_go(tx, saga, course)
     note(tx, saga, course)
+    begin_children(tx, children)
+    for child in course.recalls:
+        recall(tx, child, saga.name)
+    if saga.parent and course.saga.is_over:
+        tell_parent(tx, saga, course.saga)
 
 
 def told(data: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +194,124 @@ def told(data: dict[str, Any]) -> dict[str, Any]:
         if name in found:
             found[name] = instant(found[name])
     return found
+
+
+def let_go(tx: Transaction, saga: Saga, course: Course) -> None:
+    """Locks whose time is over, and all of them with the saga."""
+    session = tx.get(Session, session_name(saga)) if course.released or course.saga.has_session else None
+    if session is None or session.ended_at is not None:
+        return
+    if course.saga.is_over:
+        end_session(tx, session, "closed")
+        course.saga.has_session = False
+    elif course.released:
+        give_back(tx, session, course.released)
+
+
+def append(tx: Transaction, saga: Saga, stream: str, kind: str, data: Any) -> None:
+    """A step's event in another stream. A name that is none is told in the saga's own: the step is done."""
+    try:
+        event = NewEvent(event_type=kind, data=data, metadata={"correlation_id": saga.name})
+        put(tx, TypeAdapter(StreamName).validate_python(stream), [event], "any")
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        tx.emit(saga, "step.events_failed", {"stream": stream[:300], "code": "bad_event", "message": why})
+
+
+def tell_parent(tx: Transaction, saga: Saga, progress: Progress) -> None:
+    """How the saga ended is what came of the step that it is."""
+    parent_id, _, step = (saga.parent or "").partition(".")
+    parent = tx.get(Saga, parent_id)
+    if parent is None:
+        return
+    course = course_of(tx, parent)
+    side = course.saga.steps[step]
+    is_undo = side.action.status in ("succeeded", "unknown", "failed")
+    op, attempts = ("compensate", side.undo.attempts) if is_undo else ("action", side.action.attempts)
+    course.hear(step, op, attempts, ending(progress, is_undo))
+    course.proceed()
+    store(tx, parent, course)
+
+
+def ending(progress: Progress, is_undo: bool) -> Outcome:
+    if is_undo or progress.status == "succeeded":
+        return Outcome("succeeded", None if is_undo else progress.output)
+    is_clean = progress.status in ("compensated", "failed") and not progress.dirty
+    code = (progress.error or {}).get("code", progress.status)
+    message = f"The saga of this step is {progress.status}."
+    return Outcome("failed" if is_clean else "unknown", code=code, message=message)
+
+
+def obtain_for(
+    tx: Transaction, saga: Saga, step: str, wanted: list[Wanted], seconds: float
+) -> dict[str, int] | Outcome | None:
+    """Take locks for a step, with the saga's session."""
+    try:
+        items = [Item.model_validate(asdict(each)) for each in wanted]
+        return obtain(tx, session_of(tx, saga), f"{saga.title}/{step}", items, seconds)
+    except ValidationError as error:
+        return Outcome("failed", code="bad_lock", message=error.errors()[0]["msg"])
+    except (Deadlock, CapacityMismatch) as refusal:
+        return Outcome("refused", code=refusal.code, message=str(refusal))
+
+
+def name_children(tx: Transaction, saga: Saga, course: Course) -> list[Child]:
+    """The sagas that steps are, before they are made: a step whose definition is not there has failed."""
+    found = []
+    while course.begins:
+        begin = course.begins.pop(0)
+        assert begin.step.child
+        try:
+            address, plan = named(tx, *begin.step.child)
+        except DefinitionNotFound as refusal:
+            outcome = Outcome("failed", code=refusal.code, message=str(refusal))
+            course.hear(begin.step.name, "action", begin.attempt, outcome)
+            course.proceed()
+            continue
+        child = course.saga.steps[begin.step.name].child = tx.fresh_id()
+        found.append(
+            (child, begin.step.child[0], address, plan, begin.input, f"{saga.name}.{begin.step.name}")
+        )
+    return found
+
+
+def begin_children(tx: Transaction, children: list[Child]) -> None:
+    for saga_id, name, address, plan, given, parent in children:
+        create(tx, name, address, plan, encode(given).decode(), saga_id=saga_id, parent=parent)
+
+
+def recall(tx: Transaction, saga_id: str, by: str) -> None:
+    """Have the saga that a step is take back what it did."""
+    saga = tx.get(Saga, saga_id)
+    if saga is not None:
+        course = course_of(tx, saga)
+        course.be_recalled(f"Saga {by} turned back.")
+        course.proceed()
+        store(tx, saga, course)
+
+
+def session_name(saga: Saga) -> str:
+    return f"saga-{saga.name}"
+
+
+def session_of(tx: Transaction, saga: Saga) -> Session:
+    """The saga's own, which has its locks: it ends with the saga and no sooner."""
+    found = tx.get(Session, session_name(saga))
+    if found is None:
+        found = tx.add(
+            Session, session_name(saga), owner=f"saga {saga.title}", ttl_seconds=FOR_EVER, opened_at=tx.now,
+            lock_delay_seconds=0.0, expires_at=tx.now + timedelta(seconds=FOR_EVER),
+        )  # fmt: skip
+        tx.emit(found, "session.opened", {"owner": found.owner})
+    return found
+
+
+@granted
+def wake_who_waits(tx: Transaction, claim: Claim) -> None:
+    """A saga has its lock: this process looks, if it is a worker; else whoever looks next."""
+    name = claim.session or ""
+    if worker.is_here and name.startswith("saga-"):
+        tx.afterwards(worker.wake_later, tx.call.namespace, name.removeprefix("saga-"), 0.0)
 
 
 def note(tx: Transaction, saga: Saga, course: Course) -> None:
@@ -133,6 +333,7 @@ def note(tx: Transaction, saga: Saga, course: Course) -> None:
     saga.wake_at = None if due is None else instant(due)
     if progress.status in RESTING:
         tx.afterwards(worker.rests, saga.id, lambda: state_of(saga, course.plan, progress))
+    saga.finished_at = None
     if progress.is_over:
         saga.finished_at, saga.wake_at = tx.now, None
         saga.output = None if progress.output is None else encode(progress.output).decode()
@@ -151,19 +352,20 @@ def key_of(saga: Saga, send: Send) -> str:
     return f"{saga.name}.{send.step.name}.{'a' if send.op == 'action' else 'c'}"
 
 
-def context_of(saga: Saga, send: Send) -> dict[str, Any]:
+def context_of(saga: Saga, send: Send, tokens: dict[str, int] | None) -> dict[str, Any]:
     return {"saga_id": saga.name, "saga_name": saga.title, "step": send.step.name, "op": send.op,
-            "attempt": send.attempt, "outcome": send.outcome}  # fmt: skip
+            "attempt": send.attempt, "outcome": send.outcome, "fencing_tokens": tokens}  # fmt: skip
 
 
 def push(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
     path = send.step.action if send.op == "action" else send.step.compensation
     assert send.step.service
     assert path
+    tokens = course.tokens.get(send.step.name)
     attempt = Attempt(
         tx.call.namespace, saga.name, saga.title, send.step.name, send.op, send.attempt, send.step.service, path,
-        send.step.timeout, key_of(saga, send), encode({"input": send.input, "context": context_of(saga, send)}),
-        send.outcome, tx.call.correlation_id,
+        send.step.timeout, key_of(saga, send), encode({"input": send.input, "context": context_of(saga, send, tokens)}),
+        send.outcome, tokens, tx.call.correlation_id,
     )  # fmt: skip
     tx.afterwards(worker.attempt, attempt)
 
@@ -172,7 +374,7 @@ def queue(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
     assert send.step.service
     action = send.step.action if send.op == "action" else send.step.compensation
     body = {"saga_name": saga.title, "action": action, "idempotency_key": key_of(saga, send),
-            "input": send.input, "context": context_of(saga, send)}  # fmt: skip
+            "input": send.input, "context": context_of(saga, send, course.tokens.get(send.step.name))}  # fmt: skip
     queue = tx.address(send.step.service)
     tx.add_at(
         Task, task_address(saga, send.step.name, send.op), queue=queue, saga=saga.id, step=send.step.name,

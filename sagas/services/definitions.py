@@ -17,7 +17,8 @@ from core.types import Cursor, Json, Limit, encode_cursor
 from sagas.errors import DefinitionNotFound
 from sagas.models import Definition, DefinitionName
 from sagas.plans import compile_plan
-from sagas.services.starting import body_of, versioned
+from sagas.services.courses import versioned
+from sagas.services.starting import body_of
 from sagas.types import Order, SagaName, Steps
 
 Version = Annotated[int, Field(ge=1, le=999_999)]

@@ -2,7 +2,6 @@
 
 import hashlib
 from datetime import timedelta
-from secrets import token_hex
 from typing import Annotated, Any
 
 from orjson import Fragment
@@ -14,10 +13,9 @@ from core.encoding import decode, encode
 from core.errors import Invalid
 from core.operations import command
 from core.types import Json, Object, Wait
-from sagas.errors import DefinitionNotFound
-from sagas.models import Definition, DefinitionName, Saga
+from sagas.models import Definition, DefinitionName
 from sagas.plans import Plan, compile_plan
-from sagas.services.courses import begin, course_of, plan_at, plan_for, store
+from sagas.services.courses import create, named, plan_at
 from sagas.services.looking import at_rest
 from sagas.states import state_of
 from sagas.types import Order, SagaName, SagaState, Seconds, StartName, Step, Steps, Tags
@@ -72,22 +70,10 @@ def start(
     """
     address, plan = definition_for(tx, steps, definition, definition_version, output, compensation_order)
     deadline = None if deadline_seconds is None else tx.now + timedelta(seconds=deadline_seconds)
-    progress = begin(plan, deadline.timestamp() if deadline else None)
-    saga = tx.add(
-        Saga, new_id(tx), title=name, definition=address, status="running", progress="", input=input or "null",
-        metadata=metadata, tags=encode(tags).decode(), created_at=tx.now, deadline_at=deadline,
-    )  # fmt: skip
-    tx.emit(saga, "saga.started", {"name": name, "definition": saga.definition, "input": Fragment(saga.input),
-                                   "metadata": Fragment(metadata), "tags": tags})  # fmt: skip
-    course = course_of(tx, saga, progress)
-    course.proceed()
-    store(tx, saga, course)
-    return state_of(saga, plan, course.saga)
-
-
-def new_id(tx: Transaction) -> str:
-    """By time, so that the newest are the last."""
-    return f"{int(tx.now.timestamp() * 1000):012x}{token_hex(8)}"
+    saga, progress = create(
+        tx, name, address, plan, input or "null", metadata=metadata, tags=tags, deadline=deadline
+    )
+    return state_of(saga, plan, progress)
 
 
 def definition_for(
@@ -106,16 +92,7 @@ def definition_for(
         raise Invalid([{"pointer": "/steps", "code": "one_of", "detail": "either steps or definition"}])
     if steps is not None:
         return inline(tx, body_of(steps, output, order), steps, output, order)
-    found = tx.get(DefinitionName, name or "")
-    version = version or (found.version if found else 0)
-    if found is None or version > found.version:
-        raise DefinitionNotFound(f"There is no definition {name}{f' version {version}' if version else ''}.")
-    address = tx.address(versioned(name or "", version))
-    return address, plan_for(tx, address)
-
-
-def versioned(name: str, version: int) -> str:
-    return f"{name}#{version:06d}"
+    return named(tx, name or "", version)
 
 
 def inline(tx: Transaction, body: str, steps: list[Step], output: str | None, order: str) -> tuple[str, Plan]:
@@ -138,6 +115,8 @@ def body_of(steps: list[Step], output: str | None, order: str) -> str:
 
 def said(step: Step) -> dict[str, Any]:
     found = step.model_dump(exclude_defaults=True)
+    for event in found.get("events", ()):
+        event["data"] = raw(event["data"])
     return {**found, **{name: raw(found[name]) for name in RAW if name in found}}
 
 

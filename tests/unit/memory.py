@@ -191,7 +191,7 @@ def overdue(memory: Memory) -> Rows:
 def orphans(memory: Memory) -> Rows:
     processes = memory.rows(Process)
     alive = {name for name, row in processes.items() if row["expires_at"] > memory.now}
-    return [(row["id"],) for row in memory.rows(Claim).values() if row["process"] not in alive]
+    return [(row["id"],) for row in memory.rows(Claim).values() if row["process"] not in {"", *alive}]
 
 
 def contended(memory: Memory) -> Rows:
