@@ -61,6 +61,7 @@ class Saga(Aggregate):
             models.Index(fields=["wake_at"], name="saga_wake", condition=Q(wake_at__isnull=False)),
             models.Index(fields=["owner"], name="saga_owner", condition=Q(owner__isnull=False)),
             models.Index(fields=["status", "id"], name="saga_status"),
+            models.Index(fields=["finished_at"], name="saga_over", condition=Q(finished_at__isnull=False)),
             models.Index(fields=["title", "id"], name="saga_title"),
         ]
 
@@ -90,3 +91,31 @@ class Task(Aggregate):
                          condition=Q(lease_token__isnull=True)),
             models.Index(fields=["lease_until"], name="task_leased", condition=Q(lease_until__isnull=False)),
         ]  # fmt: skip
+
+
+class Schedule(Aggregate):
+    """When sagas of a definition are started. Its stream is `$schedule:<name>`."""
+
+    version = models.BigIntegerField(default=0)
+    definition = models.TextField()
+    definition_version = models.IntegerField(null=True)
+    cron = models.TextField(null=True)
+    interval_seconds = models.FloatField(null=True)
+    time_zone = models.TextField()
+    input = JSONTextField()
+    overlap = models.TextField()
+    catch_up = models.TextField()
+    is_paused = models.BooleanField(default=False)
+    next_at = models.DateTimeField(null=True)
+    last_at = models.DateTimeField(null=True)
+    last_saga = models.TextField(null=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["next_at"], name="schedule_due", condition=Q(next_at__isnull=False)),
+        ]
+
+    @property
+    def stream(self) -> str:
+        return f"$schedule:{self.name}"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
-from time import time
+from random import random
+from time import monotonic, time
 from typing import Any
 
 import orjson
@@ -23,6 +24,9 @@ from sagas.http import Broken, Client, NotSent, Response
 from sagas.rules import Outcome
 
 MAX_RETRY_AFTER = 3600.0  # seconds
+FAILURES = 20  # running, of a service that does not answer, until it is left alone
+REST = 2.0  # seconds that it is left alone for
+SILENCE = ("not_sent", "timeout", "broken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,10 @@ class Attempt:
     correlation_id: str | None
 
     @property
+    def service_address(self) -> str:
+        return f"{self.namespace.name}/{self.service}"
+
+    @property
     def saga(self) -> str:
         return f"{self.namespace.name}/{self.saga_id}"
 
@@ -52,11 +60,50 @@ class Attempt:
 client = Client()
 
 
+class Circuits:
+    """Services that answer nothing are left alone for a while: their steps wait, and no attempt is burnt. Then one call
+    tries, and the others follow if it is answered."""
+
+    def __init__(self) -> None:
+        self._failures: dict[str, int] = {}
+        self._closed_until: dict[str, float] = {}
+
+    def rest(self, service: str) -> float:
+        """Seconds to leave it alone; 0, to call."""
+        until = self._closed_until.get(service, 0.0)
+        if not until:
+            return 0.0
+        if (left := until - monotonic()) > 0:
+            return left + random() * REST / 4
+        self._closed_until[service] = monotonic() + REST  # this call is the one that tries
+        return 0.0
+
+    def heard(self, service: str, outcome: Outcome) -> None:
+        if outcome.code not in SILENCE:
+            self._failures.pop(service, None)
+            self._closed_until.pop(service, None)
+            return
+        self._failures[service] = self._failures.get(service, 0) + 1
+        if self._failures[service] >= FAILURES:
+            self._closed_until[service] = monotonic() + REST
+
+
+circuits = Circuits()
+
+
 async def call(attempt: Attempt) -> Outcome:
     """Make the call; what came of it. Whatever the participant does, this ends, and harms nobody else."""
-    place = directory.pick(f"{attempt.namespace.name}/{attempt.service}")
+    place = directory.pick(attempt.service_address)
     if place is None:
         return Outcome("refused", code="no_instance", message=f"No instance of {attempt.service} is healthy.")
+    if rest := circuits.rest(attempt.service_address):
+        return Outcome("deferred", code="circuit_open", retry_after=rest)
+    outcome = await call_at(place, attempt)
+    circuits.heard(attempt.service_address, outcome)
+    return outcome
+
+
+async def call_at(place: Place, attempt: Attempt) -> Outcome:
     tls = place.scheme == "https"
     try:
         async with asyncio.timeout(attempt.timeout):

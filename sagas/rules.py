@@ -91,7 +91,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What is known of an attempt. `kind`: succeeded; accepted and ongoing (it goes on elsewhere); failed (the
+    """What is known of an attempt. `kind`: succeeded; accepted and ongoing (it goes on elsewhere);
+    deferred (not asked, for now); failed (the
     participant says so, no effect); refused (not carried out, ask again); misconfigured; unknown."""
 
     kind: str
@@ -467,9 +468,9 @@ class Course:
         elif outcome.kind == "accepted":
             side.status, side.due = "waiting", self.now + step.timeout
             self.say(verb(op, "accepted"), step=step.name, attempt=side.attempts, until=side.due)
-        elif outcome.kind == "ongoing":
+        elif outcome.kind in ("ongoing", "deferred"):
             side.status, side.due = "backoff", self.now + (outcome.retry_after or ONGOING_DELAY)
-            self.say(verb(op, "ongoing"), step=step.name, attempt=side.attempts, until=side.due)
+            self.say(verb(op, outcome.kind), step=step.name, attempt=side.attempts, until=side.due)
         else:
             self._failed_attempt(step, side, op, outcome)
 

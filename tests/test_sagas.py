@@ -620,3 +620,86 @@ def test_a_cancelled_saga_waits_for_its_child_to_turn_back(lane: Lane, participa
 def test_a_definition_that_is_not_there_fails_the_step(lane: Lane) -> None:
     saga_id = start(lane, {"name": "child", "kind": "saga", "definition": "nowhere"})
     assert reaches(lane, saga_id, "failed")["error"]["code"] == "definition_not_found"
+
+
+# -- schedules, many at once, trying out -------------------------------------------------------------
+
+
+def test_schedules_start_sagas_by_the_clock(call: Door) -> None:
+    call("definitions.put", name="d", steps=[SLEEP])
+    found = call("schedules.put", name="s", definition="d", interval_seconds=1, input={"n": 1})
+    assert (found["definition"], found["time_zone"], found["last_saga_id"]) == ("d", "UTC", None)
+    deadline = time.monotonic() + 10
+    while not (saga_id := call("schedules.get", name="s")["last_saga_id"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    saga = reaches(call, saga_id, "succeeded")
+    assert (saga["name"], saga["input"], saga["metadata"]["schedule"]) == ("d", {"n": 1}, "s")
+    assert [each["name"] for each in call("schedules.find")["items"]] == ["s"]
+    assert call("schedules.drop", name="s").value == {"name": "s", "dropped": True}
+    with pytest.raises(Refused, match="schedule_not_found"):
+        call("schedules.get", name="s")
+
+
+def test_a_schedule_does_not_start_beside_itself(lane: Lane) -> None:
+    lane("definitions.put", name="d", steps=[{**SLEEP, "seconds": 60}])
+    lane("schedules.put", name="s", definition="d", interval_seconds=1)
+    time.sleep(3.5)
+    assert len(lane("sagas.find")["items"]) == 1
+    kinds = [event["event_type"] for event in lane("events.read", stream_id="$schedule:s")["events"]]
+    assert kinds[:3] == ["schedule.put", "schedule.fired", "schedule.skipped"]
+    lane("schedules.drop", name="s")
+
+
+def test_many_sagas_are_told_the_same(call: Door) -> None:
+    ids = [start(call, {**SLEEP, "seconds": 60}, tags={"n": str(n)}) for n in range(3)]
+    tried = call("sagas.batch", verb="terminate", reason="over", tag=["n:1"])
+    assert (tried["matched"], tried["done"]) == (1, 0)
+    done = call("sagas.batch", verb="terminate", reason="over", status="running", dry_run=False)
+    assert (done["matched"], done["done"], done["failed"], done["more"]) == (3, 3, [], False)
+    assert {call("sagas.get", saga_id=saga_id)["status"] for saga_id in ids} == {"terminated"}
+
+
+def test_a_definition_is_tried_out(call: Door) -> None:
+    steps = [step("a"), {**SLEEP, "name": "s", "seconds": 3600}, step("b", input="${steps.a.output.id}")]
+    good = call("definitions.simulate", steps=steps, answers={"a": {"output": {"id": 7}}})
+    assert (good["status"], good["seconds"]) == ("succeeded", 3600)
+    bad = call(
+        "definitions.simulate", steps=steps,
+        answers={"a": {"output": {"id": 7}}, "b": {"outcome": "unknown", "code": "timeout"}},
+        compensations={"b": {"outcome": "unknown", "times": 2}},
+    )  # fmt: skip
+    assert (bad["status"], bad["error"]["code"]) == ("compensated", "timeout")
+    told = [event["type"] for event in bad["events"]]
+    assert told.count("step.failed") == 4
+    assert told.count("compensation.dispatched") == 4
+
+
+def test_a_service_that_is_silent_is_left_alone(lane: Lane, participant: Participant) -> None:
+    """Its sagas wait, and burn no attempts."""
+    register(lane, participant)
+    participant.script["a"] = lambda asked: None
+    patient = {**RETRY, "max_attempts": 60}
+    sagas = [start(lane, step("a", retry_policy=patient)) for _ in range(10)]
+    time.sleep(2)
+    asked = len(participant.asked)
+    time.sleep(1)
+    assert len(participant.asked) - asked <= 5
+    participant.script["a"] = lambda asked: (200, None, {})
+    for saga_id in sagas:
+        reaches(lane, saga_id, "succeeded", seconds=15)
+
+
+def test_old_sagas_go_with_their_history(lane: Lane) -> None:
+    from core.database import pool
+    from sagas.services.upkeep import prune
+
+    over, lasts = start(lane, SLEEP), start(lane, {**SLEEP, "seconds": 60})
+    lane("events.append", stream_id="order-1", event_type="t", data=1)
+    assert lane.served.do(prune(1, pool)) == 0
+    assert lane.served.do(prune(0, pool)) >= 1
+    with pytest.raises(Refused, match="saga_not_found"):
+        lane("sagas.history", saga_id=over)
+    assert lane("sagas.get", saga_id=lasts)["status"] == "running"
+    assert lane("events.read", stream_id=f"$saga:{over}")["events"] == []
+    assert lane("events.read", stream_id=f"$saga:{lasts}")["version"] == 2

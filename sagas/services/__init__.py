@@ -1,5 +1,25 @@
 """The saga operations, by what they are about. Importing this declares them all."""
 
-from sagas.services import definitions, driving, looking, operating, starting, tasks
+from sagas.services import (
+    definitions,
+    driving,
+    looking,
+    operating,
+    schedules,
+    simulating,
+    starting,
+    tasks,
+    upkeep,
+)
 
-__all__ = ["definitions", "driving", "looking", "operating", "starting", "tasks"]
+__all__ = [
+    "definitions",
+    "driving",
+    "looking",
+    "operating",
+    "schedules",
+    "simulating",
+    "starting",
+    "tasks",
+    "upkeep",
+]

@@ -1,6 +1,7 @@
 """Looking at sagas."""
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic
 from typing import Annotated, Any
 
@@ -128,14 +129,28 @@ async def find(
     cursor: Cursor | None = None,
 ) -> Sagas:
     """Sagas, the newest first: of one status, name, begun since then, with every `tag`, each as `key:value`."""
+    items = await matching(call, status, name, since, tag, limit + 1, cursor)
+    place = f"{call.namespace.name}/{items[limit - 1].saga_id}" if len(items) > limit else None
+    return Sagas(items[:limit], encode_cursor(place) if place else None)
+
+
+async def matching(
+    call: Call,
+    status: str | None,
+    name: str | None,
+    since: Any,
+    tag: Sequence[str],
+    limit: int,
+    cursor: str | None = None,
+) -> list[SagaSummary]:
+    """Sagas, the newest first."""
     start, end = between(call.namespace.name)
     tags = encode(dict(each.partition(":")[::2] for each in tag)).decode() if tag else None
     before = min(cursor or end, end)
     found = await rows(
-        FIND, [start, end, before, status, status, name, name, since, since, tags, tags, limit + 1]
+        FIND, [start, end, before, status, status, name, name, since, since, tags, tags, limit]
     )
-    items = [summary(row) for row in found[:limit]]
-    return Sagas(items, encode_cursor(start + items[-1].saga_id) if len(found) > limit else None)
+    return [summary(row) for row in found]
 
 
 def summary(row: Row) -> SagaSummary:

@@ -1,18 +1,26 @@
 """What operators and other systems say to sagas. Each is decided at once, under the saga's row, and is in its log."""
 
+from asyncio import gather
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from core.batch import Transaction
+from core.callers import Call
 from core.encoding import decode
-from core.operations import command
-from core.types import Json, Text
+from core.errors import SyrosError
+from core.operations import command, query
+from core.runtime import runtime
+from core.types import Instant, Json, Text
 from sagas.errors import NotPaused, NotStuck, PivotPassed, SagaOver, StepNotFound
 from sagas.models import Saga
 from sagas.rules import Course, Side
 from sagas.services.courses import course_of, saga_of, store
+from sagas.services.looking import matching
 from sagas.states import state_of
-from sagas.types import SagaId, SagaState, StepName
+from sagas.types import SagaId, SagaName, SagaState, Status, StepName
 
 
 def touches(params: dict[str, Any]) -> list[tuple[type[Any], str]]:
@@ -127,6 +135,61 @@ def retry(tx: Transaction, *, saga_id: SagaId, reason: Text) -> SagaState:
             course.retry(name, op)
 
     return told(tx, saga_id, "retried", say, reason=reason)
+
+
+# -- many --------------------------------------------------------------------------------------------
+
+VERBS = {"cancel": cancel, "pause": pause, "resume": resume, "retry": retry, "terminate": terminate}
+MANY = 1000  # sagas that one call is about
+
+
+@dataclass(slots=True)
+class NotDone:
+    saga_id: str
+    code: str
+    detail: str
+
+
+@dataclass(slots=True)
+class BatchResult:
+    """How many sagas were found, for how many it was done, and for which it was not. `more`: there are others yet."""
+
+    matched: int
+    done: int
+    failed: list[NotDone]
+    more: bool
+
+
+@query("POST sagas/batch", name="sagas.batch", returns=BatchResult, changes=True)
+async def batch(
+    call: Call,
+    *,
+    verb: Literal["cancel", "pause", "resume", "retry", "terminate"],
+    reason: Text,
+    status: Status | None = None,
+    name: SagaName | None = None,
+    since: Instant | None = None,
+    tag: Annotated[list[Text], Field(max_length=8)] = [],  # noqa: B006
+    dry_run: bool = True,
+) -> BatchResult:
+    """Say the same to up to 1,000 sagas that are not over, the newest first: of one `status`, `name`, begun `since`
+    then, with every `tag` (`key:value`). With `dry_run`, which is the default, it is only told how many there are.
+    """
+    found = await matching(call, status, name, since, tag, MANY + 1)
+    ids = [item.saga_id for item in found[:MANY] if item.finished_at is None]
+    outcomes = [] if dry_run else await gather(*(said_to(call, verb, saga_id, reason) for saga_id in ids))
+    failed = [each for each in outcomes if each is not None]
+    return BatchResult(len(ids), 0 if dry_run else len(ids) - len(failed), failed, len(found) > MANY)
+
+
+async def said_to(call: Call, verb: str, saga_id: str, reason: str) -> NotDone | None:
+    """What went wrong, if anything did."""
+    by = Call(call.caller, call.namespace, call.request_id, correlation_id=call.correlation_id)
+    try:
+        await runtime.run(VERBS[verb], by, {"saga_id": saga_id, "reason": reason, "fence": None})
+    except SyrosError as refusal:
+        return NotDone(saga_id, refusal.code, str(refusal))
+    return None
 
 
 # -- one step ----------------------------------------------------------------------------------------

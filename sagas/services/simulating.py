@@ -1,0 +1,145 @@
+"""Trying definitions out: what would become of a saga, if participants answered so? Nothing is called or stored."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from core.callers import Call
+from core.encoding import decode
+from core.operations import query
+from core.types import Json
+from sagas.plans import Plan, compile_plan
+from sagas.rules import Course, Outcome, Progress, StepProgress, wake_at
+from sagas.types import Order, StepName, Steps, Strict
+
+ROUNDS = 20_000  # after which a saga counts as one that does not end
+LOCK = 1  # the token of every lock here
+
+
+class Supplied(Strict):
+    """What a participant answers: every time, or the first `times` (then it succeeds)."""
+
+    outcome: Literal["succeeded", "failed", "refused", "unknown"] = "succeeded"
+    output: Json = None
+    code: Annotated[str, Field(max_length=100)] | None = None
+    times: Annotated[int, Field(ge=1, le=1000)] | None = None
+
+
+Answers = Annotated[dict[StepName, Supplied], Field(max_length=500)]
+
+
+@dataclass(slots=True)
+class Happening:
+    at_seconds: float
+    type: str
+    data: Any
+
+
+@dataclass(slots=True)
+class Simulation:
+    """How it would end, after how many seconds, and everything that would happen on the way."""
+
+    status: str
+    reason: str | None
+    output: Any
+    error: Any
+    dirty: bool
+    seconds: float
+    events: list[Happening]
+
+
+@query("POST saga-definitions/simulate", name="definitions.simulate", returns=Simulation)
+async def simulate(
+    call: Call,
+    *,
+    steps: Steps,
+    input: Json = None,
+    output: Json | None = None,
+    compensation_order: Order = "reverse",
+    deadline_seconds: Annotated[float, Field(gt=0)] | None = None,
+    answers: Answers = {},  # noqa: B006
+    compensations: Answers = {},  # noqa: B006
+) -> Simulation:
+    """What would become of a saga with these steps. `answers` says what each step's participant answers, and
+    `compensations` the same for what takes it back; whoever is not mentioned succeeds. Signals come at once, steps that
+    are sagas succeed, locks are free.
+
+    Errors: `invalid` (422) names every fault.
+    """
+    plan = compile_plan(steps, output, compensation_order)
+    progress = Progress(deadline=deadline_seconds, steps={name: StepProgress() for name in plan.steps})
+    given = decode(input or "null")
+    return Playing(plan, progress, given, {"action": answers, "compensate": compensations}).to_the_end()
+
+
+class Playing:
+    """A saga whose participants are made up."""
+
+    def __init__(
+        self, plan: Plan, progress: Progress, given: Any, answers: dict[str, dict[str, Supplied]]
+    ) -> None:
+        self._plan, self._progress, self._answers = plan, progress, answers
+        self._scope = {"input": given, "saga": {"id": "simulated", "name": "simulated"}, "metadata": {}}
+        self._events: list[Happening] = []
+        self._now = 0.0
+
+    def to_the_end(self) -> Simulation:
+        for _ in range(ROUNDS):
+            if not self._go_on():
+                break
+        saga = self._progress
+        return Simulation(
+            saga.status, saga.reason, saga.output, saga.error, saga.dirty, round(self._now, 3), self._events
+        )
+
+    def _go_on(self) -> bool:
+        """One decision, and what it leads to; whether there is more."""
+        course = self._course()
+        course.proceed()
+        self._hear(course)
+        self._note(course)
+        if self._progress.is_over or self._progress.status == "attention":
+            return False
+        if not (course.sends or course.begins or self._signals()):
+            due = wake_at(self._progress)
+            self._now = max(self._now, due) if due is not None else self._now
+            return due is not None
+        return True
+
+    def _course(self) -> Course:
+        return Course(
+            self._plan, self._progress, self._scope, self._now, lambda service: True,
+            obtain=lambda step, wanted, seconds: {each.key: LOCK for each in wanted},
+        )  # fmt: skip
+
+    def _hear(self, course: Course) -> None:
+        for send in list(course.sends):
+            course.hear(
+                send.step.name, send.op, send.attempt, self._outcome(send.step.name, send.op, send.attempt)
+            )
+        for begin in course.begins:
+            course.hear(begin.step.name, "action", begin.attempt, Outcome("succeeded", begin.input))
+
+    def _outcome(self, step: str, op: str, attempt: int) -> Outcome:
+        said = self._answers[op].get(step, Supplied())
+        if said.times is not None and attempt > said.times:
+            return Outcome("succeeded")
+        return Outcome(said.outcome, decode(said.output or "null"), said.code)
+
+    def _signals(self) -> bool:
+        """Give every step that waits for one its signal."""
+        waiting = [step for step in self._plan.steps.values()
+                   if step.kind == "signal" and self._progress.steps[step.name].action.status == "waiting"]  # fmt: skip
+        for step in waiting:
+            course = self._course()
+            course.signal(step.signal, None)
+            self._note(course)
+        return bool(waiting)
+
+    def _note(self, course: Course) -> None:
+        self._events += [Happening(round(self._now, 3), kind, plain(data)) for kind, data in course.facts]
+
+
+def plain(data: dict[str, Any]) -> dict[str, Any]:
+    return {name.rstrip("_"): value for name, value in data.items() if value is not None}
