@@ -1,7 +1,7 @@
 """The log, its streams, the namespaces and the processes, to look at."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from core.console import (
     Figure,
     Keyset,
     NamespaceFilter,
+    OneNamespace,
     Panel,
     RecordAdmin,
     fetch,
@@ -74,21 +75,8 @@ from core_namespace n where n.name = %s"""
 # -- the log -----------------------------------------------------------------------------------------
 
 
-class LogFilter(NamespaceFilter):
-    """One namespace's log at a time: positions order a log, and nothing orders the events of two. Only a search
-    looks into every log."""
-
-    def __init__(self, request: HttpRequest, *args: Any) -> None:
-        self._searching = bool(request.GET.get("q"))
-        super().__init__(request, *args)
-
-    def value(self) -> str | None:
-        return super().value() or (None if self._searching else "default")
-
-    def choices(self, changelist: Any) -> Iterator[Any]:
-        everywhere, *names = super().choices(changelist)
-        yield from ([everywhere] if self._searching else [])
-        yield from names
+class LogFilter(OneNamespace):
+    """One namespace's log at a time: positions order a log, and nothing orders the events of two."""
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         name = self.value()

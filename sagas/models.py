@@ -16,12 +16,19 @@ class Definition(Aggregate):
     body = JSONTextField()
     created_at = models.DateTimeField()
 
+    class Meta:
+        verbose_name = "version of a definition"
+        verbose_name_plural = "versions of definitions"
+
 
 class DefinitionName(Aggregate):
     """The name of a definition and its last version; also of its stream, `$definition:<name>`."""
 
     version = models.BigIntegerField(default=0)
     last_hash = models.TextField(default="")
+
+    class Meta:
+        verbose_name = "definition"
 
     @property
     def stream(self) -> str:
@@ -68,6 +75,22 @@ class Saga(Aggregate):
     @property
     def stream(self) -> str:
         return f"$saga:{self.name}"
+
+
+class Attentions(models.Manager["Attention"]):
+    def get_queryset(self) -> models.QuerySet["Attention"]:
+        return super().get_queryset().filter(status="attention")
+
+
+class Attention(Saga):
+    """The same row, to those who look at what waits for a human."""
+
+    objects: ClassVar[Attentions] = Attentions()  # of fewer rows than the base's
+
+    class Meta:
+        proxy = True
+        verbose_name = "saga that needs attention"
+        verbose_name_plural = "sagas that need attention"
 
 
 class Task(Aggregate):

@@ -7,13 +7,13 @@ what a page changes is changed by an operation, authorized and logged like a cli
 from core.console.actions import each
 from core.console.display import brief, instant, label, link, span, stored_json, when
 from core.console.front import Figure, front_page, on_front_page
-from core.console.lists import Choice, Keyset, NamespaceFilter, in_question
+from core.console.lists import Choice, Keyset, NamespaceFilter, OneNamespace, in_question
 from core.console.reading import Clock, fetch
 from core.console.records import Panel, RecordAdmin, url_of
 from core.console.rights import may_look
 
 __all__ = [
-    "Choice", "Clock", "Figure", "Keyset", "NamespaceFilter", "Panel", "RecordAdmin", "brief", "each", "fetch",
+    "Choice", "Clock", "Figure", "Keyset", "NamespaceFilter", "OneNamespace", "Panel", "RecordAdmin", "brief", "each", "fetch",
     "front_page", "in_question", "instant", "label", "link", "may_look", "on_front_page", "span", "stored_json",
     "url_of", "when",
 ]  # fmt: skip

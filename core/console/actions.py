@@ -7,10 +7,12 @@ from typing import Any
 from django import forms
 from django.contrib import messages
 from django.db.models import QuerySet
+from django.forms.fields import InvalidJSONInput
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
-from unfold.widgets import UnfoldAdminTextInputWidget
+from pydantic.fields import FieldInfo
+from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from core import callers
 from core.callers import Call
@@ -24,11 +26,12 @@ from core.runtime import runtime
 Action = Callable[[Any, HttpRequest, QuerySet[Any]], HttpResponse | None]
 
 
-def each(name: str, /, **given: str) -> Action:
+def each(name: str, verb: str = "", /, **given: str) -> Action:
     """An admin action: the operation of this name, for every selected row, after the user has confirmed it.
 
-    Parameters: `given` maps the operation's parameters to attributes of the row. The rest is asked for on the
-    page of confirmation, e.g. a `reason`.
+    Parameters: `verb`, what its button says, the operation's own unless given; `given` maps the operation's
+    parameters to attributes of the row. The rest is asked for on the page of confirmation, e.g. a `reason`; the
+    page that offers the action may answer some of it beforehand.
     """
 
     def action(page: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
@@ -36,7 +39,7 @@ def each(name: str, /, **given: str) -> Action:
         # What is ticked, whatever `select_across` says: nobody confirms what was not shown.
         rows = list(queryset.filter(pk__in=request.POST.getlist("_selected_action")[:PAGE]))
         page.complete(rows)
-        form = questions(operation, given, request.POST if "confirmed" in request.POST else None)
+        form = questions(operation, given, request.POST)
         back = where_from(page, request, rows)
         if not form.is_valid() or not all(
             takes(operation, form, params_of(form, row, given)) for row in rows
@@ -47,23 +50,44 @@ def each(name: str, /, **given: str) -> Action:
             messages.success(request, f"{operation.name}: {done} done.")
         return HttpResponseRedirect(back) if "from_page" in request.POST else None
 
-    verb = name.rpartition(".")[2].replace("_", " ").capitalize()
+    verb = verb or name.rpartition(".")[2].replace("_", " ").capitalize()
     action.__name__ = name.replace(".", "_")
     action.__dict__.update(short_description=verb, operation=name)
     return action
 
 
-def questions(operation: Operation, given: Iterable[str], data: Any) -> forms.Form:
+class Json(forms.JSONField):
+    """JSON; what is nested so deeply that Python's reader gives up is as wrong as what is none."""
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            return super().to_python(value)
+        except RecursionError:
+            raise forms.ValidationError("Nested too deeply.", code="invalid") from None
+
+    def bound_data(self, data: Any, initial: Any) -> Any:
+        try:
+            return super().bound_data(data, initial)
+        except RecursionError:
+            return InvalidJSONInput(data)
+
+
+def questions(operation: Operation, given: Iterable[str], asked: Mapping[str, Any]) -> forms.Form:
     """A form for the parameters that the row does not give."""
-    form = forms.Form(data)
+    form = forms.Form(asked if "confirmed" in asked else None)
     for name, about in operation.params.model_fields.items():
         if name not in given and name != "fence":
-            form.fields[name] = forms.CharField(
-                required=about.is_required(),
-                initial="" if about.is_required() else about.default,
-                widget=UnfoldAdminTextInputWidget(),
-            )
+            form.fields[name] = question(name, about, asked.get(name))
     return form
+
+
+def question(name: str, about: FieldInfo, answered: str | None) -> forms.Field:
+    # An operator says why, also where a client need not.
+    required = about.is_required() or name == "reason"
+    if about.annotation is Any:
+        return Json(required=required, widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}))
+    initial = answered or ("" if required else about.default)
+    return forms.CharField(required=required, initial=initial, widget=UnfoldAdminTextInputWidget())
 
 
 def params_of(form: forms.Form, row: Any, given: Mapping[str, str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Lists that cost the same however long they are, their filters and their search."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from django.contrib import admin, messages
@@ -102,6 +103,22 @@ class NamespaceFilter(Choice):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         name = self.value()
         return queryset.filter(id__startswith=f"{name}/") if name else queryset
+
+
+class OneNamespace(NamespaceFilter):
+    """One namespace at a time, where order means something within one only. Only a search looks into every one."""
+
+    def __init__(self, request: HttpRequest, *args: Any) -> None:
+        self._searching = bool(request.GET.get("q"))
+        super().__init__(request, *args)
+
+    def value(self) -> str | None:
+        return super().value() or (None if self._searching else "default")
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        everywhere, *names = super().choices(changelist)
+        yield from ([everywhere] if self._searching else [])
+        yield from names
 
 
 def in_question(request: HttpRequest) -> list[tuple[int, str]]:

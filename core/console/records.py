@@ -30,6 +30,7 @@ class Panel:
     empty: str = "Nothing."
     link: str = ""
     note: str = ""
+    template: str = "admin/panel.html"
 
     @property
     def table(self) -> dict[str, Any]:
@@ -109,6 +110,10 @@ class RecordAdmin(ModelAdmin):  # type: ignore[misc]
         """What to call a row before something is done to it."""
         return str(row)
 
+    def offers(self, row: Any, operation: str) -> bool:
+        """Whether the page of a record has a button for this operation: not where it can only be refused."""
+        return True
+
     def panels(self, row: Any) -> Iterable[Panel]:
         """The tables below a record."""
         return ()
@@ -117,11 +122,14 @@ class RecordAdmin(ModelAdmin):  # type: ignore[misc]
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         row = kwargs.get("obj")
+        actions = self.get_actions(request) if row else {}
         context.update(
             panels=list(self.panels(row)) if row else [],
-            record_actions=[(name, title) for _, name, title in self.get_actions(request).values()],
+            allowed=set(actions),
+            record_actions=[(name, title) for each, name, title in actions.values()
+                            if self.offers(row, each.operation)],
             show_history=False,  # its history is in the log, not among the admin's own entries
-        )
+        )  # fmt: skip
         return super().render_change_form(request, context, *args, **kwargs)
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class House:
     def start(self) -> "House":
         self.embedded.start()
         self._watcher.start()
-        self.environ = environment(self.postgres.url, self.valkey.url, self.var)
+        # Both processes carry sagas out.
+        self.environ = environment(self.postgres.url, self.valkey.url, self.var, SYROS_WORKS="1")
         migrate(self.environ)
         return self
 
