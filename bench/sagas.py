@@ -1,22 +1,28 @@
 """How fast are sagas? Steps of participants that are called, tasks of workers that come for them, one saga alone."""
 
 import asyncio
+import json
+import os
 import statistics
+import subprocess
 import sys
 import time
 import urllib.request
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import uvloop
 
 from bench.client import Client
 from bench.handoff import percentile
 from bench.report import Figure, at_least, at_most
-from bench.servers import Server, Syros, folder
+from bench.servers import ROOT, Server, Syros, folder
 
 needs_wrk = False
 STARTERS, WORKERS, BATCH = 128, 8, 100
 STEPS = 3
+DBOS_CONCURRENCY = 50
 BACKLOG = 5_000  # tasks that may be ahead of the workers
 
 
@@ -46,16 +52,51 @@ def measure(seconds: int, rounds: int) -> list[Figure]:
     with folder() as home, Syros(home) as syros, Participant(home / "participant.log") as participant:
         register(syros, participant)
         alone = uvloop.run(latencies(syros, 200))
-        pushed = [uvloop.run(pushes(syros, participant, seconds + 2.0)) for _ in range(rounds)]
+        pushed, peer = [], []
+        for _ in range(rounds):
+            pushed.append(uvloop.run(pushes(syros, participant, seconds + 2.0)))
+            peer += dbos(syros, participant, seconds + 2.0)
         fetched = [uvloop.run(tasks(syros, seconds + 2.0)) for _ in range(rounds)]
     return [
         Figure("sagas: a saga of three steps alone, p50", "ms", percentile(alone, 50), None, at_most(15)),
         Figure("… p99", "ms", percentile(alone, 99)),
         Figure("sagas: push steps", "a second", statistics.median(pushed), None, at_least(2500), raw={"runs": pushed}),
+        *beside_dbos(pushed, peer),
         Figure(
             "sagas: pull tasks", "a second", statistics.median(fetched), None, at_least(3000), raw={"runs": fetched}
         ),
     ]  # fmt: skip
+
+
+def beside_dbos(pushed: list[float], peer: list[float]) -> list[Figure]:
+    """Steps of DBOS workflows on the same PostgreSQL and participant, where it is installed."""
+    if not peer:
+        return []
+    times = statistics.median(pushed) / statistics.median(peer)
+    return [
+        Figure(
+            "… DBOS, workflows of three HTTP steps", "a second", statistics.median(peer), raw={"runs": peer}
+        ),
+        Figure("… times DBOS", "x", times, None, at_least(15)),
+    ]
+
+
+def dbos(syros: Syros, participant: Participant, seconds: float) -> list[float]:
+    """DBOS_PYTHON names an interpreter that has `dbos` and `httpx`: an environment of its own, for it shares none of
+    Syros' pins."""
+    python = os.environ.get("DBOS_PYTHON")
+    if not python:
+        return []
+    url = json.loads((syros.var / "serving.json").read_text())["DATABASE_URL"]
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("drop database if exists dbos with (force)")
+        connection.execute("create database dbos")
+    parts = urlsplit(url)
+    own = urlunsplit(parts._replace(path="/dbos"))
+    script = str(ROOT / "bench" / "scripts" / "dbos_steps.py")
+    line = [python, script, own, participant.url, str(seconds), str(DBOS_CONCURRENCY)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=120)
+    return [float(done.stdout.split()[-1])]
 
 
 def register(syros: Syros, participant: Participant) -> None:
