@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-long check fmt bench pins clean
+.PHONY: help serve demo test test-long check fmt bench pins clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 serve: .venv/serves ## start everything: PostgreSQL, Valkey and Syros, for callers on this machine
 	@SYROS_DEV=1 LOG_FORMAT=$${LOG_FORMAT:-text} exec $(BIN)/python manage.py serve
+
+demo: .venv/serves ## a saga that goes well and one that is taken back, on a Syros of its own
+	@$(BIN)/python examples/order_fulfillment/run.py --serve
 
 test: .venv/tests ## the whole suite, against real PostgreSQL and Valkey
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)

@@ -24,7 +24,7 @@ class Instance(Aggregate):
     tags = JSONTextField()
     metadata = JSONTextField()
     weight = models.IntegerField()
-    # Registered by somebody who may name addresses that are not public: see sagas.calls.
+    # Registered by somebody who may name addresses that are not public: see sagas.http.
     may_be_private = models.BooleanField()
     ttl_seconds = models.FloatField()
     registered_at = models.DateTimeField()

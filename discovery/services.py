@@ -154,7 +154,7 @@ order by id limit 1000"""
 SUMMARIES = """select id, (select count(*) from discovery_instance i where i.id > s.id || '#' and i.id < s.id || '$'),
     (select count(*) from discovery_instance i where i.id > s.id || '#' and i.id < s.id || '$'
         and i.expires_at > clock_timestamp())
-from discovery_service s where id > %s and id < %s and id > %s order by id limit %s"""
+from discovery_service s where id >= %s and id < %s and id > %s order by id limit %s"""
 
 
 @query("GET services/{service}", name="services.get", returns=ServiceState, hot=True)

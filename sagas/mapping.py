@@ -21,6 +21,9 @@ ROOTS = ("input", "steps", "saga", "metadata")
 MAX_EXPRESSION = 2048  # characters
 _PART = re.compile(r"\$\$\{|\$\{(=?)((?:[^{}\"]|\"(?:[^\"\\]|\\.)*\"|\{[^{}]*\})*)\}")
 _PATH = re.compile(r"\s*([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+|\[[0-9]+\])*)\s*")
+_MACRO = re.compile(
+    r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,"
+)  # names that CEL gives itself
 _MISSING = object()
 
 
@@ -163,7 +166,7 @@ def _expression(text: str, paths: set[tuple[str, ...]], pointer: str) -> Render:
         program = cel.compile(text)
     except ValueError as error:
         raise MappingError(str(error).partition("\n")[0], pointer) from None
-    names = set(program.variables())
+    names = set(program.variables()) - set(_MACRO.findall(text))
     for name in names:
         _add(paths, (name,), pointer)
     # What an expression says of a step is found in its text: CEL tells only the first name of a path.

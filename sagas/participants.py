@@ -6,7 +6,7 @@ it not, or does nobody know.
 
 import asyncio
 import hmac
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -153,9 +153,16 @@ def signature(attempt: Attempt) -> list[str]:
         return []
     stamp, name = str(int(time())), f"{attempt.key}.{attempt.number}"
     signed = f"{name}.{stamp}.".encode() + attempt.body
-    found = (hmac.new(secret.encode(), signed, sha256).digest() for secret in settings.PARTICIPANT_SECRETS)
+    found = (hmac.new(key_of(secret), signed, sha256).digest() for secret in settings.PARTICIPANT_SECRETS)
     listed = " ".join(f"v1,{b64encode(each).decode()}" for each in found)
     return [f"webhook-id: {name}", f"webhook-timestamp: {stamp}", f"webhook-signature: {listed}"]
+
+
+def key_of(secret: str) -> bytes:
+    """As Standard Webhooks writes secrets, `whsec_` and base64; any other text is the key itself."""
+    if secret.startswith("whsec_"):
+        return b64decode(secret.removeprefix("whsec_"))
+    return secret.encode()
 
 
 def task_token(attempt: Attempt) -> str:

@@ -14,6 +14,9 @@ STEP: dict[str, Any] = {
     "locks": {},
     "child": None,
     "is_recalled": False,
+    "is_verifying": False,
+    "checks": 0,
+    "edited": {},
 }
 WHOLE = {each.name: each.default for each in fields(Progress) if each.name not in ("signals", "steps")}
 

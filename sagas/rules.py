@@ -22,7 +22,10 @@ GRACE = 5.0  # seconds after which a call of which nothing is heard is given up;
 CONFIGURATION_ATTEMPTS = 5
 CONFIGURATION_DELAY = 2.0
 ONGOING_DELAY = 1.0
+CHECKS = 5  # times that a participant is asked what became of an action
+CHECK_AGAIN = 1.0  # seconds between them
 LOCK_AGAIN = 1.0  # seconds until who waits for locks looks again; a grant says so sooner
+LONGEST = 10 * 366 * 86400.0  # seconds that a step may sleep
 MESSAGE = 1000  # characters of a participant's that are kept
 
 
@@ -53,6 +56,9 @@ class StepProgress:
     )  # that it holds: token, and when it is given back
     child: str | None = None  # the id of the saga that it is
     is_recalled: bool = False  # that saga was told to take back what it did
+    is_verifying: bool = False  # the participant is asked whether the action had its effect
+    checks: int = 0  # how often it was asked so in vain
+    edited: dict[str, Any] = field(default_factory=dict)  # inputs that an operator gave, by op
 
     def sides(self) -> tuple[tuple[str, Side], tuple[str, Side]]:
         return ("action", self.action), ("compensate", self.undo)
@@ -123,6 +129,7 @@ class Begin:
     input: Any
 
 
+NOTHING_HEARD = Outcome("unknown", code="timeout", message="Nothing was heard of the call.")
 Fact = tuple[str, dict[str, Any]]
 
 
@@ -259,7 +266,8 @@ class Course:
 
     def _broken(self, step: StepPlan, side: Side, op: str, error: MappingError) -> None:
         detail = f"{error.detail} ({error.pointer})" if error.pointer else error.detail
-        self._fail(step, side, op, "failed", {"code": "mapping_failed", "message": detail})
+        end = "failed" if op == "action" else "stuck"
+        self._fail(step, side, op, end, {"code": "mapping_failed", "message": detail})
 
     def _call(self, step: StepPlan, side: Side, op: str) -> None:
         given = self._input(step, op)
@@ -268,12 +276,25 @@ class Course:
             return
         assert step.service
         by = "push" if self.serves(step.service) else "pull"
+        if op == "action" and self.saga.steps[step.name].is_verifying:
+            self._verify(step, side, given, by)
+            return
         side.attempts += 1
         side.status = "calling" if by == "push" else "queued"
         side.due = self.now + (step.timeout + GRACE if by == "push" else step.schedule_to_start)
         self._note_start(step, side)
         self.say(verb(op, "dispatched" if by == "push" else "queued"), step=step.name, attempt=side.attempts)
         self.sends.append(Send(step, op, side.attempts, by, given, self._outcome_of(step, op)))
+
+    def _verify(self, step: StepPlan, side: Side, given: Any, by: str) -> None:
+        """Ask what became of an action. Nobody comes for a question: where none can be called, none knows."""
+        if by == "pull":
+            self._fail(step, side, "action", "unknown", side.error or {})
+            return
+        side.attempts += 1
+        side.status, side.due = "calling", self.now + step.timeout + GRACE
+        self.say("step.verifying", step=step.name, attempt=side.attempts)
+        self.sends.append(Send(step, "verify", side.attempts, by, given, None))
 
     def _note_start(self, step: StepPlan, side: Side) -> None:
         side.started = self.now if side.started is None else side.started
@@ -289,6 +310,8 @@ class Course:
                 for name, step in self.saga.steps.items() if step.locks}  # fmt: skip
 
     def _input(self, step: StepPlan, op: str) -> Any:
+        if op in self.saga.steps[step.name].edited:
+            return self.saga.steps[step.name].edited[op]
         scope = self._scope()
         asked = step.input.render(scope) if step.input else self.scope["input"]
         if op == "action":
@@ -306,7 +329,7 @@ class Course:
     def _sleep(self, step: StepPlan, side: Side) -> None:
         assert step.seconds
         seconds = step.seconds.render(self._scope())
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST:
             raise MappingError(f"{seconds!r:.80} is no number of seconds", "/seconds")
         side.status, side.due = "waiting", self.now + seconds
         self._note_start(step, side)
@@ -435,13 +458,33 @@ class Course:
     def hear(self, name: str, op: str, attempt: int, outcome: Outcome) -> bool:
         """What came of an attempt; whether anybody waited for that."""
         step, progress = self.plan.steps[name], self.saga.steps[name]
-        side = progress.action if op == "action" else progress.undo
+        side = progress.undo if op == "compensate" else progress.action
         is_awaited = side.attempts == attempt and side.status in OUT and step.kind in ("call", "saga")
         if self.saga.is_over or not is_awaited:
             self.say("step.late_result", step=name, op=op, attempt=attempt, outcome=outcome.kind)
             return False
-        self._heard(step, side, op, outcome)
+        if progress.is_verifying and op != "compensate":
+            self._verified(step, side, outcome)
+        else:
+            self._heard(step, side, op, outcome)
         return True
+
+    def _verified(self, step: StepPlan, side: Side, outcome: Outcome) -> None:
+        """What the participant knows of an action of which nobody else does."""
+        progress = self.saga.steps[step.name]
+        said = outcome.output if outcome.kind == "succeeded" and isinstance(outcome.output, dict) else {}
+        found = said.get("outcome")
+        if found == "applied":
+            progress.is_verifying = False
+            self._succeeded(step, side, "action", said.get("output"))
+        elif found == "not_applied":
+            progress.is_verifying = progress.maybe = False
+            self._fail(step, side, "action", "failed", side.error or {})
+        elif progress.checks + 1 < CHECKS and self.saga.status == "running":
+            progress.checks += 1
+            side.status, side.due = "backoff", self.now + CHECK_AGAIN
+        else:
+            self._fail(step, side, "action", "unknown", side.error or {})
 
     def keep(self, name: str, op: str, seconds: float) -> float:
         """Who accepted a call wants more time for it: until when it has, never less than before."""
@@ -499,6 +542,10 @@ class Course:
         side.failures += 1
         side.failed_since = self.now if side.failed_since is None else side.failed_since
         error = {"code": outcome.code or outcome.kind, "message": outcome.message[:MESSAGE]}
+        if self._is_worth_asking(step, op, outcome) and self._is_final(step, side, op, outcome):
+            self.saga.steps[step.name].is_verifying = True
+            side.status, side.due, side.error = "ready", None, error
+            return
         if self._is_final(step, side, op, outcome):
             self._fail(step, side, op, self._end_of(step, op, outcome), error)
             return
@@ -507,10 +554,16 @@ class Course:
         self.say(verb(op, "failed"), step=step.name, attempt=side.attempts, outcome=outcome.kind, retry_at=side.due,
                  **error)  # fmt: skip
 
+    def _is_worth_asking(self, step: StepPlan, op: str, outcome: Outcome) -> bool:
+        is_in_doubt = op == "action" and self.saga.steps[step.name].maybe
+        return (
+            bool(step.verify) and is_in_doubt and outcome.kind != "failed" and self.saga.status == "running"
+        )
+
     def _is_final(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> bool:
         if self.saga.status == "compensating" and op == "action":
             return True
-        if outcome.kind == "failed" and op == "action":
+        if (outcome.kind == "failed" and op == "action") or step.kind == "saga":
             return True
         if outcome.kind == "misconfigured" and side.failures >= CONFIGURATION_ATTEMPTS:
             return True
@@ -702,6 +755,8 @@ class Course:
         for side in self.saga.sides():
             if side.due is not None and side.status != "calling":
                 side.due += gone
+            side.until = None if side.until is None else side.until + gone
+            side.failed_since = None if side.failed_since is None else side.failed_since + gone
         if self.saga.deadline is not None:
             self.saga.deadline += gone
         self.saga.status, self.saga.before, self.saga.paused_at = self.saga.before, None, None
@@ -733,6 +788,7 @@ class Course:
 
     def retry(self, name: str, op: str) -> None:
         """Try again what has failed, as if for the first time: the attempts go on counting, the key stays."""
+        self.saga.steps[name].is_verifying = False
         side = self._side(name, op)
         side.status, side.failures, side.failed_since, side.due, side.finished = "ready", 0, None, None, None
         self.say(verb(op, "retried"), step=name)

@@ -289,6 +289,22 @@ UNFOLD = {
                 ],
             },
             {
+                "title": "Sagas",
+                "items": [
+                    page("Sagas", "conversion_path", "sagas.saga"),
+                    page("Attention", "notification_important", "sagas.attention"),
+                    page("Definitions", "schema", "sagas.definitionname"),
+                    page("Tasks", "assignment", "sagas.task"),
+                ],
+            },
+            {
+                "title": "Services",
+                "items": [
+                    page("Services", "dns", "discovery.service"),
+                    page("Instances", "lan", "discovery.instance"),
+                ],
+            },
+            {
                 "title": "Log",
                 "items": [
                     page("Events", "receipt_long", "core.event"),

@@ -354,6 +354,33 @@ def test_who_accepts_answers_later(lane: Lane, participant: Participant) -> None
     assert reaches(lane, saga_id, "succeeded")["steps"][0]["output"] == {"late": True}
 
 
+@pytest.mark.parametrize(
+    ("said", "ends"), [("applied", "succeeded"), ("not_applied", "failed"), ("?", "compensated")]
+)
+def test_a_participant_may_be_asked_what_became_of_it(
+    lane: Lane, participant: Participant, said: str, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagas.rules.CHECK_AGAIN", 0.05)
+    register(lane, participant)
+    participant.script["a"] = lambda asked: None
+    participant.script["check"] = lambda asked: (200, {"outcome": said, "output": 7}, {})
+    one = {**RETRY, "max_attempts": 1}
+    saga = reaches(lane, start(lane, step("a", verify="check", retry_policy=one)), ends)
+    asked = participant.asked[1]
+    assert (asked.path, asked.headers["syros-op"]) == ("check", "verify")
+    assert asked.headers["idempotency-key"] == f"{saga['saga_id']}.a.v"
+    assert saga["steps"][0]["output"] == (7 if said == "applied" else None)
+
+
+def test_an_operator_may_retry_with_another_input(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    participant.script["b"] = lambda asked: (200 if asked.body["input"] == 2 else 409, None, {})
+    saga_id = start(lane, step("a", pivot=True), step("b", input=1))
+    reaches(lane, saga_id, "attention")
+    lane("steps.retry", saga_id=saga_id, step="b", reason="a typing error", input=2)
+    reaches(lane, saga_id, "succeeded")
+
+
 def test_ongoing_costs_no_attempt(lane: Lane, participant: Participant) -> None:
     register(lane, participant)
     answers: list[Any] = [(425, None, {"retry-after": "0.05"})] * 3 + [(200, None, {})]

@@ -9,6 +9,7 @@ import json
 import signal
 import sqlite3
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
@@ -113,6 +114,16 @@ def say(syros: str, method: str, path: str, body: Any = None) -> None:
         pass
 
 
+def keep(syros: str, path: str, port: int) -> None:
+    """Say that the instance is well; register it, where it is not known or its time ran out."""
+    try:
+        say(syros, "POST", f"{path}/heartbeat")
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        say(syros, "PUT", path, {"address": "127.0.0.1", "port": port, "ttl_seconds": TTL})
+
+
 def serve(syros: str, folder: Path, ended: threading.Event) -> None:
     """Serve both, on ports that are free, and say so until it is over."""
     places = {}
@@ -122,7 +133,7 @@ def serve(syros: str, folder: Path, ended: threading.Event) -> None:
         places[f"services/{name}/instances/example"] = server.server_port
     while not ended.is_set():
         for path, port in places.items():
-            say(syros, "PUT", path, {"address": "127.0.0.1", "port": port, "ttl_seconds": TTL})
+            keep(syros, path, port)
         ended.wait(TTL / 3)
     for path in places:
         say(syros, "DELETE", path)

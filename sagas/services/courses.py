@@ -317,6 +317,7 @@ def wake_who_waits(tx: Transaction, claim: Claim) -> None:
 def note(tx: Transaction, saga: Saga, course: Course) -> None:
     progress = course.saga
     saga.status, saga.reason, saga.dirty = progress.status, progress.reason, progress.dirty
+    saga.deadline_at = instant(progress.deadline) if progress.deadline is not None else saga.deadline_at
     saga.error = encode(progress.error).decode() if progress.error else None
     saga.current_step = current_step(progress)
     saga.progress = stored_progress.to_text(progress)
@@ -349,7 +350,12 @@ def current_step(progress: Progress) -> str | None:
 
 def key_of(saga: Saga, send: Send) -> str:
     """The same at every attempt, after every crash: what makes a participant's work happen once."""
-    return f"{saga.name}.{send.step.name}.{'a' if send.op == 'action' else 'c'}"
+    return f"{saga.name}.{send.step.name}.{send.op[0]}"
+
+
+def path_of(send: Send) -> str | None:
+    step = send.step
+    return {"action": step.action, "compensate": step.compensation, "verify": step.verify}[send.op]
 
 
 def context_of(saga: Saga, send: Send, tokens: dict[str, int] | None) -> dict[str, Any]:
@@ -358,7 +364,7 @@ def context_of(saga: Saga, send: Send, tokens: dict[str, int] | None) -> dict[st
 
 
 def push(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
-    path = send.step.action if send.op == "action" else send.step.compensation
+    path = path_of(send)
     assert send.step.service
     assert path
     tokens = course.tokens.get(send.step.name)
@@ -372,8 +378,7 @@ def push(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
 
 def queue(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
     assert send.step.service
-    action = send.step.action if send.op == "action" else send.step.compensation
-    body = {"saga_name": saga.title, "action": action, "idempotency_key": key_of(saga, send),
+    body = {"saga_name": saga.title, "action": path_of(send), "idempotency_key": key_of(saga, send),
             "input": send.input, "context": context_of(saga, send, course.tokens.get(send.step.name))}  # fmt: skip
     queue = tx.address(send.step.service)
     tx.add_at(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from orjson import Fragment
 from pydantic import Field
 
 from core.batch import Transaction
@@ -209,15 +210,23 @@ def stuck_side(course: Course, step: str) -> str:
 
 
 @command("POST sagas/{saga_id}/steps/{step}/retry", name="steps.retry", returns=SagaState, touches=touches)
-def retry_step(tx: Transaction, *, saga_id: SagaId, step: StepName, reason: Text) -> SagaState:
-    """Try a stuck step, or its stuck compensation, again, with the same Idempotency-Key.
+def retry_step(
+    tx: Transaction, *, saga_id: SagaId, step: StepName, reason: Text, input: Json | None = None
+) -> SagaState:
+    """Try a stuck step, or its stuck compensation, again, with the same Idempotency-Key; and with another
+    `input`, if one is given.
 
     Errors: `saga_not_found`, `step_not_found` (404), `saga_over`, `not_stuck` (409).
     """
-    return told(
-        tx, saga_id, "step_retried", lambda course: course.retry(step, stuck_side(course, step)), step=step,
-        reason=reason,
-    )  # fmt: skip
+
+    def say(course: Course) -> None:
+        op = stuck_side(course, step)
+        if input is not None:
+            course.saga.steps[step].edited[op] = decode(input)
+        course.retry(step, op)
+
+    given = None if input is None else Fragment(input)
+    return told(tx, saga_id, "step_retried", say, step=step, reason=reason, input=given)
 
 
 @command("POST sagas/{saga_id}/steps/{step}/skip", name="steps.skip", returns=SagaState, touches=touches)
