@@ -26,6 +26,7 @@ class Directory:
 
     def __init__(self) -> None:
         self._places: dict[str, list[Place]] = {}
+        self.is_read = False
 
     @property
     def services(self) -> list[str]:
@@ -40,7 +41,7 @@ class Directory:
         for address, *about in await rows(ALIVE):
             service, _, instance = address.partition("#")
             found.setdefault(service, []).append(Place(instance, *about))
-        self._places = found
+        self._places, self.is_read = found, True
 
     def note(self, service: str, place: Place) -> None:
         """An instance that this process has just registered."""

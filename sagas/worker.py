@@ -55,7 +55,8 @@ class Worker:
 
     @property
     def is_here(self) -> bool:
-        return bool(settings.WORKS) and not runtime.stopping
+        """Not before it knows which services there are: it would take them for missing."""
+        return bool(settings.WORKS) and directory.is_read and not runtime.stopping
 
     def serves_in(self, namespace: str) -> Callable[[str], bool]:
         """Has a service instances that can be called?"""
@@ -201,5 +202,5 @@ async def audit_sagas() -> None:
 
 @every(0.5)
 async def look_around() -> None:
-    if worker.is_here:
+    if settings.WORKS and not runtime.stopping:
         await worker.look_around()
