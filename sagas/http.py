@@ -8,7 +8,7 @@ import asyncio
 import socket
 import ssl
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from time import monotonic
 from typing import Any
 
@@ -20,7 +20,12 @@ IDLE = 60.0  # seconds that an unused connection is kept
 IDLE_CONNECTIONS = 64  # a place
 RESOLVED = 10.0  # seconds that a name's addresses are remembered
 # Where clouds keep what their machines may do; not all of it is link-local.
-METADATA = {ip_address("169.254.169.254"), ip_address("100.100.100.200"), ip_address("fd00:ec2::254")}
+METADATA = {
+    ip_address(address)
+    for address in ("169.254.169.254", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
+}
+# IPv6 in which an IPv4 address is meant: translated (NAT64), and the old compatible form.
+TRANSLATED = [ip_network(each) for each in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")]
 
 
 class NotSent(Exception):
@@ -205,10 +210,19 @@ class Client:
         self._idle.clear()
 
 
+def ipv4_in(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that this one leads to, if it does."""
+    if address.is_loopback or address.is_unspecified:
+        return None
+    if any(address in network for network in TRANSLATED):
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
 def is_allowed(address: IPv4Address | IPv6Address, may_be_private: bool) -> bool:
     """May this address be called? Link-local ones and the metadata services of clouds never; others that are not
     public, such as loopback, only for instances that an administrator registered."""
-    if isinstance(address, IPv6Address) and (inner := address.ipv4_mapped or address.sixtofour):
+    if isinstance(address, IPv6Address) and (inner := ipv4_in(address)):
         return is_allowed(inner, may_be_private)
     if address in METADATA or address.is_link_local or address.is_multicast or address.is_unspecified:
         return False

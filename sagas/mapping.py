@@ -8,6 +8,7 @@ default}` has a default, which is JSON; without one a path that leads nowhere is
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import cel
@@ -19,11 +20,13 @@ Scope = dict[str, Any]
 Render = Callable[[Scope], Any]
 ROOTS = ("input", "steps", "saga", "metadata")
 MAX_EXPRESSION = 2048  # characters
-_PART = re.compile(r"\$\$\{|\$\{(=?)((?:[^{}\"]|\"(?:[^\"\\]|\\.)*\"|\{[^{}]*\})*)\}")
-_PATH = re.compile(r"\s*([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+|\[[0-9]+\])*)\s*")
-_MACRO = re.compile(
-    r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,"
-)  # names that CEL gives itself
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')
+_PATH = re.compile(r"\s*([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+|\[[0-9]{1,9}\])*)\s*")
+# What CEL has for lists, and the names that it gives their items.
+_MACRO = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*([A-Za-z_]\w*)?")
+LOOPS = 2  # in an expression: one may be in the other
+LOOPED = 4096  # bytes of JSON that an expression with two of them may see
+_STEP = re.compile(r"(?<![\w.])steps\.([A-Za-z0-9_]+)")
 _MISSING = object()
 
 
@@ -96,25 +99,37 @@ def _constant(text: str) -> Render:
 def _parts(text: str, paths: set[tuple[str, ...]], pointer: str) -> Iterator[Any]:
     """Plain text and what is to be rendered, in turn."""
     place, plain = 0, ""
-    for found in _PART.finditer(text):
-        plain += _checked(text[place : found.start()], pointer)
-        place = found.end()
-        if found[0] == "$${":
-            plain += "${"
+    while (start := text.find("${", place)) >= 0:
+        plain += text[place:start]
+        if plain.endswith("$"):  # `$${`
+            plain, place = plain[:-1] + "${", start + 2
             continue
+        end = _end_of(text, start + 2, pointer)
         if plain:
             yield plain
-        plain = ""
-        yield (_expression if found[1] else _reference)(found[2], paths, pointer)
-    plain += _checked(text[place:], pointer)
+        inside, plain, place = text[start + 2 : end], "", end + 1
+        is_expression = inside.startswith("=")
+        yield (_expression if is_expression else _reference)(inside[is_expression:], paths, pointer)
+    plain += text[place:]
     if plain or not text:
         yield plain
 
 
-def _checked(plain: str, pointer: str) -> str:
-    if "${" in plain:
-        raise MappingError("a ${ without its }", pointer)
-    return plain
+def _end_of(text: str, start: int, pointer: str) -> int:
+    """Where the brace is that closes what begins here: others may be inside, in pairs or in strings."""
+    depth, place = 0, start
+    while place < len(text):
+        letter = text[place]
+        if letter in "\"'":
+            if (found := _STRING.match(text, place)) is None:
+                break  # a string without an end: it is not looked for again from the next one on
+            place = found.end()
+            continue
+        if letter == "}" and not depth:
+            return place
+        depth += (letter == "{") - (letter == "}")
+        place += 1
+    raise MappingError("a ${ without its }", pointer)
 
 
 def _plain(value: Any) -> str:
@@ -152,7 +167,7 @@ def _follow(scope: Any, steps: tuple[str, ...]) -> Any:
     for step in steps:
         if isinstance(scope, dict):
             scope = scope.get(step, _MISSING)
-        elif isinstance(scope, list) and step.isdigit() and int(step) < len(scope):
+        elif isinstance(scope, list) and step.isdecimal() and len(step) < 10 and int(step) < len(scope):
             scope = scope[int(step)]
         else:
             return _MISSING
@@ -166,19 +181,46 @@ def _expression(text: str, paths: set[tuple[str, ...]], pointer: str) -> Render:
         program = cel.compile(text)
     except ValueError as error:
         raise MappingError(str(error).partition("\n")[0], pointer) from None
-    names = set(program.variables()) - set(_MACRO.findall(text))
+    plain = _STRING.sub('""', text)
+    loops = _MACRO.findall(plain)
+    if len(loops) > LOOPS:
+        raise MappingError(f"an expression has up to {LOOPS} of all, exists, map and filter", pointer)
+    names = set(program.variables()) - set(loops)
     for name in names:
         _add(paths, (name,), pointer)
     # What an expression says of a step is found in its text: CEL tells only the first name of a path.
-    paths.update(("steps", name) for name in re.findall(r"\bsteps\.([A-Za-z0-9_]+)", text))
+    paths.update(("steps", name) for name in _STEP.findall(plain))
 
     def render(scope: Scope) -> Any:
+        bound = {name: scope[name] for name in names}
+        if len(loops) == LOOPS and len(encode(bound)) > LOOPED:
+            raise MappingError(f"{text}: two loops are for up to {LOOPED} bytes", pointer)
         try:
-            return program.execute({name: scope[name] for name in names})
+            return _json(program.execute(bound))
         except Exception as error:  # the library has no one class for what an expression can do wrong
             raise MappingError(f"{text}: {type(error).__name__} {error}"[:300], pointer) from None
 
     return render
+
+
+def _json(value: Any) -> Any:
+    """A value that JSON can say.
+
+    Raises: TypeError.
+    """
+    if isinstance(value, dict):
+        return {_name(name): _json(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_json(part) for part in value]
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and isfinite(value)):
+        return value
+    raise TypeError(f"{value!r:.80} is nothing that JSON can say")
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r:.80} is no name of a member")
+    return name
 
 
 def _add(paths: set[tuple[str, ...]], steps: tuple[str, ...], pointer: str) -> None:

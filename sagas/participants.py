@@ -24,6 +24,7 @@ from sagas.http import Broken, Client, NotSent, Response
 from sagas.rules import Outcome
 
 MAX_RETRY_AFTER = 3600.0  # seconds
+MAX_DEPTH = 64  # levels of an answer's JSON
 FAILURES = 20  # running, of a service that does not answer, until it is left alone
 REST = 2.0  # seconds that it is left alone for
 SILENCE = ("not_sent", "timeout", "broken")
@@ -212,9 +213,22 @@ def output(response: Response) -> Outcome:
     if not response.body.strip():
         return Outcome("succeeded")
     try:
-        return Outcome("succeeded", orjson.loads(response.body))
+        found = orjson.loads(response.body)
     except orjson.JSONDecodeError:
         return Outcome("unknown", code="bad_body", message="The answer's body is no JSON.")
+    if is_deep(found):
+        return Outcome(
+            "unknown", code="bad_body", message=f"The answer's body nests deeper than {MAX_DEPTH}."
+        )
+    return Outcome("succeeded", found)
+
+
+def is_deep(value: Any, left: int = MAX_DEPTH) -> bool:
+    """Does it nest deeper than what can be stored?"""
+    if not isinstance(value, dict | list):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return left == 0 or any(is_deep(part, left - 1) for part in parts)
 
 
 def words(response: Response) -> tuple[str | None, str]:
@@ -246,6 +260,6 @@ def retry_after_of(response: Response) -> float | None:
             if text.replace(".", "", 1).isdigit()
             else parsedate_to_datetime(text).timestamp() - time()
         )
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)

@@ -70,7 +70,8 @@ class Progress:
 
     status: str = "running"
     reason: str | None = None
-    before: str | None = None  # what it was before it was paused, or needed attention
+    before: str | None = None  # what it was before it needed attention
+    paused_from: str | None = None  # and before it was paused
     paused_at: float | None = None
     deadline: float | None = None
     dispatched: int = 0
@@ -166,7 +167,7 @@ class Course:
         obtain: Obtain | None = None,
     ) -> None:
         self.plan, self.saga, self.scope, self.now = plan, progress, scope, now
-        self.serves, self.leases, self.obtain = serves, leases, obtain
+        self.serves, self.leases, self.obtain = serves, dict(leases), obtain
         self.facts: list[Fact] = []
         self.sends: list[Send] = []
         self.withdrawn: list[tuple[str, str]] = []  # tasks that nobody is to fetch any longer: step and op
@@ -196,16 +197,43 @@ class Course:
             return
         for name, step in self.saga.steps.items():
             self._look_at(self.plan.steps[name], step.action, "action")
-            if step.action.status in ("failed", "unknown"):
-                self._turn("step_failed", {"step": name, **(step.action.error or {})})
-                return
+        if broken := self._broken_step():
+            self._turn_when_it_is_known(broken)
+            return
         for each in self.plan.steps.values():
             self._advance(each)
         if all(step.action.status in DONE for step in self.saga.steps.values()):
             self._succeed()
 
+    def _broken_step(self) -> str | None:
+        found = (
+            name for name, step in self.saga.steps.items() if step.action.status in ("failed", "unknown")
+        )
+        return next(found, None)
+
+    def _turn_when_it_is_known(self, broken: str) -> None:
+        """Whether there is a way back: while a pivot is under way nothing but that goes on."""
+        if under_way := self._pivots_under_way():
+            for step in under_way:
+                self._advance(step)
+            return
+        self._turn("step_failed", {"step": broken, **(self._action(broken).error or {})})
+
+    def _pivots_under_way(self) -> list[StepPlan]:
+        return [step for step in self.plan.steps.values() if step.pivot and self._is_under_way(step)]
+
+    def _is_under_way(self, step: StepPlan) -> bool:
+        """May the action still come to have its effect?"""
+        progress = self.saga.steps[step.name]
+        status = progress.action.status
+        if status == "queued":
+            return (step.name, "action") in self.leases or progress.maybe
+        return status in OUT or (progress.maybe and status in ("ready", "backoff", "locking"))
+
     def _is_overdue(self) -> bool:
         """Turn back, where there is a way back; after the pivot a deadline means nothing but that it is late."""
+        if self._pivots_under_way():
+            return False
         self.saga.deadline = None
         if self.is_pivot_passed:
             self.say("saga.overdue")
@@ -360,7 +388,8 @@ class Course:
         """Has the step its locks? If not, it waits for them, for as long as for a participant."""
         progress = self.saga.steps[step.name]
         scope = self._scope()
-        release = {str(lock.key.render(scope)): lock.release for lock in step.locks}
+        locks = {str(lock.key.render(scope)): lock for lock in step.locks}
+        release = {key: lock.release for key, lock in locks.items()}
         if progress.locks.keys() >= release.keys():
             return True
         if side.until is not None and side.until <= self.now:
@@ -370,10 +399,7 @@ class Course:
             }
             self._fail(step, side, "action", "failed", error)
             return False
-        wanted = [
-            Wanted(key, lock.mode, lock.permits, lock.capacity)
-            for key, lock in zip(release, step.locks, strict=False)
-        ]
+        wanted = [Wanted(key, lock.mode, lock.permits, lock.capacity) for key, lock in locks.items()]
         assert self.obtain, "who decides about steps with locks must be able to take some"
         self.saga.has_session = True
         found = self.obtain(step.name, wanted, step.schedule_to_start)
@@ -451,7 +477,15 @@ class Course:
             self._heard(step, side, op, Outcome("refused", code=error["code"], message=error["message"]))
 
     def _withdraw(self, step: StepPlan, op: str) -> None:
-        self.withdrawn.append((step.name, op))
+        """A task that is queued; one that was to be in this very decision never was."""
+        sent = [send for send in self.sends if (send.step.name, send.op) == (step.name, op)]
+        for send in sent:
+            self.sends.remove(send)
+            self.facts.remove((verb(op, "queued"), {"step": step.name, "attempt": send.attempt}))
+            self._side(step.name, op).attempts -= 1
+        if not sent:
+            self.withdrawn.append((step.name, op))
+        self.leases.pop((step.name, op), None)
 
     # -- hearing -------------------------------------------------------------------------------------
 
@@ -504,7 +538,7 @@ class Course:
         return step.action if op == "action" else step.undo
 
     def _heard(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> None:
-        if op == "action" and outcome.kind in ("accepted", "ongoing", "unknown"):
+        if op == "action" and outcome.kind in ("ongoing", "unknown"):
             self.saga.steps[step.name].maybe = True
         if outcome.kind == "succeeded":
             self._succeeded(step, side, op, outcome.output)
@@ -592,11 +626,12 @@ class Course:
     @property
     def is_pivot_passed(self) -> bool:
         """Is there no way back? Also while nobody knows whether the pivot was passed."""
-        return any(
+        passed = (
             step.pivot
             and (self._action(name).status in ("succeeded", "unknown") or self.saga.steps[name].maybe)
             for name, step in self.plan.steps.items()
         )
+        return any(passed) or bool(self._pivots_under_way())
 
     def _turn(self, reason: str, error: dict[str, Any]) -> None:
         """Go back, or, where that is not possible any more, ask for a human."""
@@ -675,7 +710,7 @@ class Course:
     def _needs_undo(self, step: StepPlan) -> bool:
         progress = self.saga.steps[step.name]
         has_effect = progress.maybe or progress.action.status in ("succeeded", "unknown")
-        return step.kind in ("call", "saga") and has_effect and progress.action.attempts > 0
+        return step.kind in ("call", "saga") and has_effect
 
     def _take_back(self, step: StepPlan, needed: list[StepPlan]) -> None:
         side = self.saga.steps[step.name].undo
@@ -724,8 +759,13 @@ class Course:
         if all(side.status in DONE for side in sides):
             was_taken_back = any(side.status == "succeeded" for side in sides)
             self._finish("compensated" if was_taken_back else "failed")
-        elif not any(side.status in (*OUT, "ready", "backoff") for side in sides):
+        elif all(self._is_at_an_end(step, needed) for step in needed):
             self._need_attention("compensation_failed")
+
+    def _is_at_an_end(self, step: StepPlan, needed: list[StepPlan]) -> bool:
+        """Taken back, or stuck, or waiting for one that is."""
+        status = self.saga.steps[step.name].undo.status
+        return status in (*DONE, "stuck") or (status == "pending" and self._is_blocked(step, needed))
 
     def _finish(self, status: str, **more: Any) -> None:
         self.saga.status = status
@@ -735,7 +775,8 @@ class Course:
 
     def terminate(self, reason: str) -> None:
         """End it where it is. What was done stays done."""
-        self.saga.dirty |= any(self._needs_undo(step) for step in self.plan.steps.values())
+        steps = self.plan.steps.values()
+        self.saga.dirty |= any(self._needs_undo(step) or self._is_left(step) for step in steps)
         self.saga.reason, self.saga.error = "operator", {"code": "terminated", "message": reason}
         for name, step in self.saga.steps.items():
             for op, side in step.sides():
@@ -743,14 +784,17 @@ class Course:
                     self._withdraw(self.plan.steps[name], op)
         self._finish("terminated")
 
+    def _is_left(self, step: StepPlan) -> bool:
+        return step.kind in ("call", "saga") and self._is_under_way(step)
+
     # -- what operators and others say ---------------------------------------------------------------
 
     def pause(self) -> None:
-        self.saga.before, self.saga.status, self.saga.paused_at = self.saga.status, "paused", self.now
+        self.saga.paused_from, self.saga.status, self.saga.paused_at = self.saga.status, "paused", self.now
 
     def resume(self) -> None:
         """Go on, as if no time had passed."""
-        assert self.saga.before is not None
+        assert self.saga.paused_from is not None
         gone = self.now - (self.saga.paused_at or self.now)
         for side in self.saga.sides():
             if side.due is not None and side.status != "calling":
@@ -759,7 +803,7 @@ class Course:
             side.failed_since = None if side.failed_since is None else side.failed_since + gone
         if self.saga.deadline is not None:
             self.saga.deadline += gone
-        self.saga.status, self.saga.before, self.saga.paused_at = self.saga.before, None, None
+        self.saga.status, self.saga.paused_from, self.saga.paused_at = self.saga.paused_from, None, None
 
     def signal(self, name: str, payload: Any) -> None:
         """A signal goes to the steps that wait for it, or is kept for the first that will."""
@@ -790,6 +834,7 @@ class Course:
         """Try again what has failed, as if for the first time: the attempts go on counting, the key stays."""
         self.saga.steps[name].is_verifying = False
         side = self._side(name, op)
+        side.until = None
         side.status, side.failures, side.failed_since, side.due, side.finished = "ready", 0, None, None, None
         self.say(verb(op, "retried"), step=name)
         self._go_on()
