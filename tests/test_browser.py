@@ -12,6 +12,7 @@ from django.test import Client
 
 from tests.browser import CHROMIUM, Browser
 from tests.doors import Lane, Served
+from tests.test_admin import sagas_of_every_kind
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")
 
@@ -121,7 +122,7 @@ def size(browser: Browser, width: int, height: int) -> None:
 
 
 def everything(lane: Lane) -> list[str]:
-    """Locks of every kind, an election and a session; the addresses of their pages."""
+    """Locks and sagas of every kind, an election and a session; the addresses of their pages."""
     session = lane("sessions.open", owner="worker-eu-1", ttl_seconds=600, metadata={"pod": "worker-7f9c"})
     about = {"owner": "worker-eu-1", "session_id": session["session_id"]}
     lane("locks.acquire", key="gpu/pool", owner="train-1", capacity=10, permits=4, ttl_seconds=600)
@@ -138,11 +139,17 @@ def everything(lane: Lane) -> list[str]:
         ttl_seconds=600,
     )
     space, key = lane.namespace, f"{lane.namespace}_2F"
+    sagas = sagas_of_every_kind(lane)
     return [
         "/admin/", f"/admin/locks/lock/?namespace={space}", f"/admin/locks/lock/{key}gpu_2Fpool/change/",
         f"/admin/locks/lock/{key}catalog/change/", f"/admin/locks/election/?namespace={space}",
         f"/admin/locks/election/{key}_24election_3Aprimary/change/", f"/admin/core/session/?namespace={space}",
         f"/admin/core/session/{key}{session['session_id']}/change/",
+        f"/admin/sagas/saga/?namespace={space}", f"/admin/sagas/attention/?namespace={space}",
+        *(f"/admin/sagas/saga/{key}{saga_id}/change/" for saga_id in sagas.values()),
+        f"/admin/sagas/definitionname/?namespace={space}", f"/admin/sagas/definitionname/{key}order/change/",
+        f"/admin/sagas/task/?namespace={space}", f"/admin/discovery/service/?namespace={space}",
+        f"/admin/discovery/service/{key}bank/change/", f"/admin/discovery/instance/{key}bank_23one/change/",
     ]  # fmt: skip
 
 
@@ -185,4 +192,28 @@ def test_an_operator_force_releases_a_lock(
     assert "delayed" in shown
     assert "its node is gone" in shown
     assert f"user:ada-{locks.namespace}" in shown
+    assert browser.said == []
+
+
+def test_an_operator_helps_a_stuck_saga(
+    browser: Browser, served: Served, locks: Lane, settings: Any, tmp_path: Path
+) -> None:
+    settings.DEV = True
+    saga_id = sagas_of_every_kind(locks)["stuck"]
+    settings.DEV = False
+    address = f"/admin/sagas/saga/{locks.namespace}_2F{saga_id}/change/"
+    browser.open(f"http://127.0.0.1:{served.port}{address}")
+    browser.until("!!document.querySelector('[data-stuck=print] [value=steps_complete]')")
+    assert browser.evaluate("document.querySelectorAll('#timeline .lane[data-lane] .bar').length") >= 3
+    keep(browser, "saga.png", tmp_path)
+    browser.evaluate("document.querySelector('[data-stuck=print] [value=steps_complete]').click()")
+    browser.until("!!document.querySelector('#confirm [name=reason]')")
+    assert browser.evaluate("document.querySelector('#confirm [name=step]').value") == "print"
+    browser.evaluate("document.querySelector('#confirm [name=reason]').value = 'printed it by hand'")
+    browser.evaluate("document.querySelector('#confirm [name=output]').value = JSON.stringify({pages: 2})")
+    browser.evaluate("document.querySelector('#confirm button').click()")
+    browser.until(f"location.pathname == {address!r} && document.body.innerText.includes('1 done')")
+    shown = browser.evaluate("document.body.innerText").lower()
+    assert "printed it by hand" in shown
+    assert "succeeded" in shown
     assert browser.said == []

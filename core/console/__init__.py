@@ -13,7 +13,7 @@ from core.console.records import Panel, RecordAdmin, url_of
 from core.console.rights import may_look
 
 __all__ = [
-    "Choice", "Clock", "Figure", "Keyset", "NamespaceFilter", "OneNamespace", "Panel", "RecordAdmin", "brief", "each", "fetch",
-    "front_page", "in_question", "instant", "label", "link", "may_look", "on_front_page", "span", "stored_json",
-    "url_of", "when",
+    "Choice", "Clock", "Figure", "Keyset", "NamespaceFilter", "OneNamespace", "Panel", "RecordAdmin", "brief", "each",
+    "fetch", "front_page", "in_question", "instant", "label", "link", "may_look", "on_front_page", "span",
+    "stored_json", "url_of", "when",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from os import urandom
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from django import forms
 from django.contrib import messages
@@ -57,18 +57,23 @@ def each(name: str, verb: str = "", /, **given: str) -> Action:
 
 
 class Json(forms.JSONField):
-    """JSON; what is nested so deeply that Python's reader gives up is as wrong as what is none."""
+    """JSON; what is nested so deeply, or has so long a number, that Python's reader gives up is as wrong as none."""
+
+    def prepare_value(self, value: Any) -> Any:
+        return "" if value is None else super().prepare_value(value)
 
     def to_python(self, value: Any) -> Any:
+        if value in self.empty_values:
+            return ""  # no answer; `null` is one
         try:
             return super().to_python(value)
-        except RecursionError:
-            raise forms.ValidationError("Nested too deeply.", code="invalid") from None
+        except (RecursionError, ValueError):
+            raise forms.ValidationError(self.error_messages["invalid"], code="invalid") from None
 
     def bound_data(self, data: Any, initial: Any) -> Any:
         try:
             return super().bound_data(data, initial)
-        except RecursionError:
+        except (RecursionError, ValueError):
             return InvalidJSONInput(data)
 
 
@@ -84,10 +89,17 @@ def questions(operation: Operation, given: Iterable[str], asked: Mapping[str, An
 def question(name: str, about: FieldInfo, answered: str | None) -> forms.Field:
     # An operator says why, also where a client need not.
     required = about.is_required() or name == "reason"
-    if about.annotation is Any:
+    if is_json(about.annotation):
         return Json(required=required, widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}))
     initial = answered or ("" if required else about.default)
     return forms.CharField(required=required, initial=initial, widget=UnfoldAdminTextInputWidget())
+
+
+def is_json(annotation: Any) -> bool:
+    """Any JSON, or none: `Json`, `Json | None`."""
+    return annotation is Any or any(
+        get_origin(each) is Annotated and each.__origin__ is Any for each in get_args(annotation)
+    )
 
 
 def params_of(form: forms.Form, row: Any, given: Mapping[str, str]) -> dict[str, Any]:

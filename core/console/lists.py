@@ -106,10 +106,11 @@ class NamespaceFilter(Choice):
 
 
 class OneNamespace(NamespaceFilter):
-    """One namespace at a time, where order means something within one only. Only a search looks into every one."""
+    """One namespace at a time, where order means something within one only. Only a search looks into every one, and
+    what was chosen to be acted upon, wherever it is."""
 
     def __init__(self, request: HttpRequest, *args: Any) -> None:
-        self._searching = bool(request.GET.get("q"))
+        self._searching = bool(request.GET.get("q")) or request.method == "POST"
         super().__init__(request, *args)
 
     def value(self) -> str | None:

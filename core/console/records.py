@@ -58,7 +58,7 @@ class RecordAdmin(ModelAdmin):  # type: ignore[misc]
     show_facets = admin.ShowFacets.NEVER  # each facet counts the table
     sortable_by = ()
     list_disable_select_all = True
-    search_fields = ("pk",)  # that there is a search; `found` says what it does
+    search_fields: tuple[str, ...] = ("pk",)  # that there is a search; `found` says what it does
     change_list_template = "admin/records.html"
     change_form_template = "admin/record.html"
 
