@@ -27,6 +27,7 @@ logger = logging.getLogger("syros.runtime")
 THREADS = 4  # for plain queries; each keeps a connection
 Periodic = Callable[[], Awaitable[None]]
 periodics: list[tuple[float, Periodic]] = []
+finishing: list[Periodic] = []  # what a process that stops brings to its end while its engine still serves
 closing: list[Callable[[], None]] = []  # what a process calls when it stops, once its waiters have withdrawn
 
 
@@ -82,6 +83,7 @@ class Runtime:
         self.release_waiters()
         await asyncio.sleep(0)  # the waiters' withdrawals are queued before the engine closes
         await asyncio.gather(*(t for t in self._tasks if t.get_name() == "withdraw"), return_exceptions=True)
+        await asyncio.gather(*(finish() for finish in finishing))
         for close in closing:
             close()
         if self.engine:

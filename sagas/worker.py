@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from time import monotonic
 from typing import Any
 
 from django.conf import settings
@@ -17,7 +18,7 @@ from core.callers import SYSTEM, Call, Namespace
 from core.database import rows
 from core.errors import OutcomeUnknown, SyrosError, Unavailable
 from core.operations import registry
-from core.runtime import carry_out_for, every, runtime
+from core.runtime import carry_out_for, every, finishing, runtime
 from discovery.directory import directory
 from sagas import participants
 from sagas.participants import Attempt
@@ -27,6 +28,7 @@ logger = logging.getLogger("syros.sagas")
 
 AT_ONCE = 200  # sagas a command
 ROUNDS = 20  # of them before others have their turn
+LAST_SECONDS = 5.0  # that a process which stops waits for calls under way
 PAUSES = (0.05, 0.2, 0.5, 1, 2, 5, 5, 5)  # seconds between tries to tell what came of a call
 # What time has made due. Of what belongs to a process that lives, that process takes care.
 DUE = """select id from sagas_saga s where wake_at <= clock_timestamp() and (owner is null or owner = %s or not exists (
@@ -44,6 +46,7 @@ class Worker:
     """Of a process that calls participants; in one that does not, `is_here` is false and nothing happens."""
 
     def __init__(self) -> None:
+        self.calls = 0  # under way
         self._live: Counter[str] = Counter()  # calls and timers under way, by saga
         self._quiet: set[str] = (
             set()
@@ -66,6 +69,7 @@ class Worker:
 
     def attempt(self, attempt: Attempt) -> None:
         self._live[attempt.saga] += 1
+        self.calls += 1
         runtime.spawn(self._attempt(attempt))
 
     async def _attempt(self, attempt: Attempt) -> None:
@@ -73,6 +77,7 @@ class Worker:
             outcome = await self._outcome(attempt)
             await self._tell(attempt, outcome)
         finally:
+            self.calls -= 1
             self._over(attempt.saga)
 
     async def _outcome(self, attempt: Attempt) -> Outcome:
@@ -186,6 +191,17 @@ def among(
 
 
 worker = Worker()
+
+
+async def hear_of_calls() -> None:
+    """A process that stops begins no call, and hears for a while of those under way: what comes of the others nobody
+    knows, and whoever takes the sagas over makes them again."""
+    until = monotonic() + LAST_SECONDS
+    while worker.calls and monotonic() < until:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+finishing.append(hear_of_calls)
 
 
 @every(0.4)

@@ -57,6 +57,10 @@ class Participant:
         self._started.set()
         self._loop.run_forever()
         server.close()
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
     async def answer(self, asked: Asked, transport: Any) -> None:
         self.asked.append(asked)

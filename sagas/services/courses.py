@@ -168,6 +168,7 @@ def task_address(saga: Saga, step: str, op: str) -> str:
 def store(tx: Transaction, saga: Saga, course: Course) -> None:
     """Write down how the saga stands, tell the log what happened, and have sent what is to be sent. What it means for
     other sagas comes last: they may have an answer at once."""
+    was_over = saga.finished_at is not None
     children = name_children(tx, saga, course)
     for kind, data in course.facts:
         tx.emit(saga, kind, told(data))
@@ -183,7 +184,7 @@ def store(tx: Transaction, saga: Saga, course: Course) -> None:
     begin_children(tx, children)
     for child in course.recalls:
         recall(tx, child, saga.name)
-    if saga.parent and course.saga.is_over:
+    if saga.parent and course.saga.is_over and not was_over:
         tell_parent(tx, saga, course.saga)
 
 
@@ -334,9 +335,9 @@ def note(tx: Transaction, saga: Saga, course: Course) -> None:
     saga.wake_at = None if due is None else instant(due)
     if progress.status in RESTING:
         tx.afterwards(worker.rests, saga.id, lambda: state_of(saga, course.plan, progress))
-    saga.finished_at = None
+    saga.finished_at = (saga.finished_at or tx.now) if progress.is_over else None
     if progress.is_over:
-        saga.finished_at, saga.wake_at = tx.now, None
+        saga.wake_at = None
         saga.output = None if progress.output is None else encode(progress.output).decode()
 
 
