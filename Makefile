@@ -1,7 +1,8 @@
 # Everything one does here. Needs only Python 3.11 or newer; the rest goes into .venv and var.
 PYTHON ?= python3
 BIN := .venv/bin
-WORKERS ?= auto
+# Most tests wait most of the time: three for two cores take a third off.
+WORKERS ?= 3
 .DEFAULT_GOAL := help
 .PHONY: help serve demo test test-long check fmt bench pins clean
 
