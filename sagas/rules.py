@@ -790,6 +790,12 @@ class Course:
     # -- what operators and others say ---------------------------------------------------------------
 
     def pause(self) -> None:
+        """Nothing is given out meanwhile either: what nobody has fetched is queued again afterwards."""
+        for name, step in self.saga.steps.items():
+            for op, side in step.sides():
+                if side.status == "queued" and (name, op) not in self.leases:
+                    self._withdraw(self.plan.steps[name], op)
+                    side.status, side.due, side.attempts = "ready", None, side.attempts - 1
         self.saga.paused_from, self.saga.status, self.saga.paused_at = self.saga.status, "paused", self.now
 
     def resume(self) -> None:

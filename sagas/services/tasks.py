@@ -43,9 +43,8 @@ Message = Annotated[str, AfterValidator(check_text), Field(max_length=1000)]
 LOOK_AGAIN = 0.25  # seconds until who waits for a task looks whether another process queued one
 # Beside the engine: it decides nothing, and whoever polls must not have a batch of others wait for what it finds.
 LEASE = """with due as (
-    select id from sagas_task t where queue = %s and lease_token is null
-        and not exists (select from sagas_saga s where s.id = t.saga and s.status = 'paused')
-    order by queued_at, id limit %s for update skip locked)
+    select id from sagas_task where queue = %s and lease_token is null order by queued_at, id limit %s
+    for update skip locked)
 update sagas_task t set worker = %s, lease_token = gen_random_uuid(), lease_seconds = s.seconds,
     lease_until = clock_timestamp() + s.seconds * interval '1 second'
 from due, (select %s::float8 as seconds) s where t.id = due.id
