@@ -23,9 +23,17 @@ def hear(tx: Transaction, *, saga_id: str, step: str, op: str, attempt: int, out
     return heard(tx, saga, step, op, attempt, outcome)
 
 
-def heard(tx: Transaction, saga: Saga, step: str, op: str, attempt: int, outcome: Outcome) -> str:
+def heard(
+    tx: Transaction,
+    saga: Saga,
+    step: str,
+    op: str,
+    attempt: int,
+    outcome: Outcome,
+    progress: Progress | None = None,
+) -> str:
     """Whoever heard it. Returns the status of the step's side after that, or `late`."""
-    course = course_of(tx, saga)
+    course = course_of(tx, saga, progress)
     was_awaited = course.hear(step, op, attempt, outcome)
     course.proceed()
     store(tx, saga, course)

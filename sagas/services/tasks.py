@@ -23,7 +23,7 @@ from sagas import progress as stored_progress
 from sagas.errors import LeaseLost, TaskNotFound
 from sagas.models import Saga, Task
 from sagas.participants import token_for
-from sagas.rules import Outcome, Side
+from sagas.rules import Outcome, Progress
 from sagas.services.courses import course_of, store
 from sagas.services.driving import heard
 from sagas.services.looking import heard_of
@@ -219,16 +219,17 @@ def keep_accepted(tx: Transaction, saga: Saga, task_id: str, seconds: float) -> 
 
 def settle(tx: Transaction, task_id: str, lease_token: str, outcome: Outcome) -> TaskDone:
     """Raises: TaskNotFound, LeaseLost."""
-    saga, side, task = found(tx, task_id, lease_token)
+    saga, progress, task = found(tx, task_id, lease_token)
     saga_id, step, op = place(task_id)
+    side = progress.steps[step].action if op == "action" else progress.steps[step].undo
     if task is not None:
         tx.remove(task)
-    status = heard(tx, saga, step, op, side.attempts, outcome)
+    status = heard(tx, saga, step, op, side.attempts, outcome, progress)
     return TaskDone(task_id, saga_id, step, status)
 
 
-def found(tx: Transaction, task_id: str, lease_token: str) -> tuple[Saga, Side, Task | None]:
-    """The saga, the side of the step, and the task; none, if the participant was called and answers later.
+def found(tx: Transaction, task_id: str, lease_token: str) -> tuple[Saga, Progress, Task | None]:
+    """The saga, how far it is, and the task; none, if the participant was called and answers later.
 
     Raises: TaskNotFound, LeaseLost.
     """
@@ -236,15 +237,15 @@ def found(tx: Transaction, task_id: str, lease_token: str) -> tuple[Saga, Side, 
     saga, task = tx.get(Saga, saga_id), tx.get(Task, task_id)
     if saga is None:
         raise TaskNotFound(f"There is no task {task_id}.", task_id=task_id)
-    progress = stored_progress.from_text(saga.progress).steps.get(step)
-    if progress is None:
+    progress = stored_progress.from_text(saga.progress)
+    if step not in progress.steps:
         raise TaskNotFound(f"There is no task {task_id}.", task_id=task_id)
-    side = progress.action if op == "action" else progress.undo
     if task is not None:
         refuse_unless(
             task.lease_token is not None and hmac.compare_digest(task.lease_token, lease_token), task_id
         )
-        return saga, side, task
+        return saga, progress, task
+    side = progress.steps[step].action if op == "action" else progress.steps[step].undo
     if side.status not in ("calling", "waiting"):
         raise TaskNotFound(
             f"The task {task_id} is over: {side.status}.", task_id=task_id, step_status=side.status
@@ -252,7 +253,7 @@ def found(tx: Transaction, task_id: str, lease_token: str) -> tuple[Saga, Side, 
     refuse_unless(
         hmac.compare_digest(token_for(saga.namespace, saga_id, step, op, side.attempts), lease_token), task_id
     )
-    return saga, side, None
+    return saga, progress, None
 
 
 def refuse_unless(holds: bool, task_id: str) -> None:
