@@ -39,8 +39,8 @@ def heard(
     store(tx, saga, course)
     if not was_awaited:
         return "late"
-    progress = course.saga.steps[step]
-    return (progress.action if op == "action" else progress.undo).status
+    step_progress = course.saga.steps[step]
+    return (step_progress.undo if op == "compensate" else step_progress.action).status
 
 
 @command(touches=lambda params: [(Saga, saga_id) for saga_id in params["ids"]])
