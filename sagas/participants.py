@@ -67,26 +67,26 @@ class Circuits:
 
     def __init__(self) -> None:
         self._failures: dict[str, int] = {}
-        self._closed_until: dict[str, float] = {}
+        self._rests_until: dict[str, float] = {}
 
     def rest(self, service: str) -> float:
         """Seconds to leave it alone; 0, to call."""
-        until = self._closed_until.get(service, 0.0)
+        until = self._rests_until.get(service, 0.0)
         if not until:
             return 0.0
         if (left := until - monotonic()) > 0:
             return left + random() * REST / 4
-        self._closed_until[service] = monotonic() + REST  # this call is the one that tries
+        self._rests_until[service] = monotonic() + REST  # this call is the one that tries
         return 0.0
 
     def heard(self, service: str, outcome: Outcome) -> None:
         if outcome.code not in SILENCE:
             self._failures.pop(service, None)
-            self._closed_until.pop(service, None)
+            self._rests_until.pop(service, None)
             return
         self._failures[service] = self._failures.get(service, 0) + 1
         if self._failures[service] >= FAILURES:
-            self._closed_until[service] = monotonic() + REST
+            self._rests_until[service] = monotonic() + REST
 
 
 circuits = Circuits()

@@ -63,6 +63,10 @@ class StepProgress:
     def sides(self) -> tuple[tuple[str, Side], tuple[str, Side]]:
         return ("action", self.action), ("compensate", self.undo)
 
+    def side(self, op: str) -> Side:
+        """Whose attempt it is; to verify is the action's business."""
+        return self.undo if op == "compensate" else self.action
+
 
 @dataclass(slots=True)
 class Progress:
@@ -492,7 +496,7 @@ class Course:
     def hear(self, name: str, op: str, attempt: int, outcome: Outcome) -> bool:
         """What came of an attempt; whether anybody waited for that."""
         step, progress = self.plan.steps[name], self.saga.steps[name]
-        side = progress.undo if op == "compensate" else progress.action
+        side = progress.side(op)
         is_awaited = side.attempts == attempt and side.status in OUT and step.kind in ("call", "saga")
         if self.saga.is_over or not is_awaited:
             self.say("step.late_result", step=name, op=op, attempt=attempt, outcome=outcome.kind)
@@ -520,6 +524,14 @@ class Course:
         else:
             self._fail(step, side, "action", "unknown", side.error or {})
 
+    def hear_child(self, name: str, child: Progress) -> None:
+        """How the saga ended that a step is: what came of the step or, if that is over, of taking it back."""
+        step = self.saga.steps[name]
+        if step.action.status in OVER:
+            self.hear(name, "compensate", step.undo.attempts, Outcome("succeeded"))
+        else:
+            self.hear(name, "action", step.action.attempts, outcome_of(child))
+
     def keep(self, name: str, op: str, seconds: float) -> float:
         """Who accepted a call wants more time for it: until when it has, never less than before."""
         side = self._side(name, op)
@@ -534,8 +546,7 @@ class Course:
         side.status, side.due = "ready", None
 
     def _side(self, name: str, op: str) -> Side:
-        step = self.saga.steps[name]
-        return step.action if op == "action" else step.undo
+        return self.saga.steps[name].side(op)
 
     def _heard(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> None:
         if op == "action" and outcome.kind in ("ongoing", "unknown"):
@@ -859,6 +870,16 @@ class Course:
     def _go_on(self) -> None:
         if self.saga.status == "attention" and not self.stuck:
             self.saga.status, self.saga.before = self.saga.before or "running", None
+
+
+def outcome_of(child: Progress) -> Outcome:
+    """What the end of a saga is to the one that it is a step of: one that took itself back had no effect."""
+    if child.status == "succeeded":
+        return Outcome("succeeded", child.output)
+    is_clean = child.status in ("compensated", "failed") and not child.dirty
+    code = (child.error or {}).get("code", child.status)
+    message = f"The saga of this step is {child.status}."
+    return Outcome("failed" if is_clean else "unknown", code=code, message=message)
 
 
 def verb(op: str, what: str) -> str:

@@ -119,7 +119,7 @@ class CompensationState:
 
 @dataclass(slots=True)
 class StepState:
-    """A step as it is now. `outcome` of a step that is over: succeeded, failed, or unknown."""
+    """A step as it is now. `due_at` is when it is looked at again."""
 
     name: str
     kind: Kind

@@ -26,6 +26,7 @@ from sagas.rules import Outcome
 
 logger = logging.getLogger("syros.sagas")
 
+Waiting = dict[str, dict["asyncio.Future[Any]", None]]
 AT_ONCE = 200  # sagas a command
 ROUNDS = 20  # of them before others have their turn
 LAST_SECONDS = 5.0  # that a process which stops waits for calls under way
@@ -48,13 +49,11 @@ class Worker:
     def __init__(self) -> None:
         self.calls = 0  # under way
         self._live: Counter[str] = Counter()  # calls and timers under way, by saga
-        self._quiet: set[str] = (
-            set()
-        )  # sagas of this process of which nothing was under way when it last looked
-        self._pollers: dict[
-            str, dict[asyncio.Future[Any], None]
-        ] = {}  # who waits for tasks, by queue, in order
-        self._rests: dict[str, dict[asyncio.Future[Any], None]] = {}  # who waits for the end of a saga
+        # Sagas of this process of which nothing was under way when it last looked.
+        self._quiet: set[str] = set()
+        # Who waits for tasks, by queue, and for the end of a saga; each in order.
+        self._pollers: Waiting = {}
+        self._rests: Waiting = {}
 
     @property
     def is_here(self) -> bool:
@@ -176,9 +175,7 @@ class Worker:
 
 
 @contextmanager
-def among(
-    all_who_wait: dict[str, dict["asyncio.Future[Any]", None]], name: str
-) -> Iterator["asyncio.Future[Any]"]:
+def among(all_who_wait: Waiting, name: str) -> Iterator["asyncio.Future[Any]"]:
     """A future among those who wait for the same, as long as it waits."""
     future = asyncio.get_running_loop().create_future()
     all_who_wait.setdefault(name, {})[future] = None

@@ -226,21 +226,9 @@ def tell_parent(tx: Transaction, saga: Saga, progress: Progress) -> None:
     if parent is None:
         return
     course = course_of(tx, parent)
-    side = course.saga.steps[step]
-    is_undo = side.action.status in ("succeeded", "unknown", "failed")
-    op, attempts = ("compensate", side.undo.attempts) if is_undo else ("action", side.action.attempts)
-    course.hear(step, op, attempts, ending(progress, is_undo))
+    course.hear_child(step, progress)
     course.proceed()
     store(tx, parent, course)
-
-
-def ending(progress: Progress, is_undo: bool) -> Outcome:
-    if is_undo or progress.status == "succeeded":
-        return Outcome("succeeded", None if is_undo else progress.output)
-    is_clean = progress.status in ("compensated", "failed") and not progress.dirty
-    code = (progress.error or {}).get("code", progress.status)
-    message = f"The saga of this step is {progress.status}."
-    return Outcome("failed" if is_clean else "unknown", code=code, message=message)
 
 
 def obtain_for(

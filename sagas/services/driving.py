@@ -39,15 +39,13 @@ def heard(
     store(tx, saga, course)
     if not was_awaited:
         return "late"
-    step_progress = course.saga.steps[step]
-    return (step_progress.undo if op == "compensate" else step_progress.action).status
+    return course.saga.steps[step].side(op).status
 
 
 @command(touches=lambda params: [(Saga, saga_id) for saga_id in params["ids"]])
 def wake(tx: Transaction, *, ids: list[str]) -> int:
     """Look at sagas for which something is due, or that a dead process left; take over what is left."""
     for saga_id in ids:
-        # What a statement found may be a task's saga by its whole address.
         saga = tx.get(Saga, saga_id)
         if saga is None:
             continue

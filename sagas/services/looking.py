@@ -33,10 +33,8 @@ from sagas.types import (
 )
 from sagas.worker import worker
 
-LOOK_AGAIN = (
-    0.05,
-    0.5,
-)  # seconds until who waits looks whether another process did something: soon, then less often
+# Seconds until who waits looks whether another process did something: soon, then less often.
+LOOK_AGAIN = (0.25, 1.0)
 COLUMNS = """id, title, status, reason, current_step, error::text, tags::text, created_at, finished_at, definition,
     progress::text, input::text, output::text, metadata::text, dirty, deadline_at"""
 ONE = f"select {COLUMNS} from sagas_saga where id = %s"

@@ -28,7 +28,9 @@ def touches(params: dict[str, Any]) -> list[tuple[type[Any], str]]:
     return [(Saga, params["saga_id"])]
 
 
-def told(tx: Transaction, saga_id: str, verb: str, say: Callable[[Course], None], **about: Any) -> SagaState:
+def told(
+    tx: Transaction, saga_id: str, verb: str | None, say: Callable[[Course], None], **about: Any
+) -> SagaState:
     """Have something said to a saga that is not over, and the saga go on.
 
     Raises: SagaNotFound, SagaOver.
@@ -37,7 +39,8 @@ def told(tx: Transaction, saga_id: str, verb: str, say: Callable[[Course], None]
     course = course_of(tx, saga)
     if course.saga.is_over:
         raise SagaOver(f"The saga is {course.saga.status}.", saga_id=saga_id, saga_status=course.saga.status)
-    tx.emit(saga, f"saga.{verb}", {name: value for name, value in about.items() if value is not None})
+    if verb:  # else the rules say it
+        tx.emit(saga, f"saga.{verb}", {name: value for name, value in about.items() if value is not None})
     say(course)
     course.proceed()
     store(tx, saga, course)
@@ -109,14 +112,7 @@ def signal(tx: Transaction, *, saga_id: SagaId, signal: StepName, payload: Json 
 
     Errors: `saga_not_found` (404), `saga_over` (409).
     """
-    saga = saga_of(tx, saga_id)
-    course = course_of(tx, saga)
-    if course.saga.is_over:
-        raise SagaOver(f"The saga is {course.saga.status}.", saga_id=saga_id, saga_status=course.saga.status)
-    course.signal(signal, decode(payload or "null"))
-    course.proceed()
-    store(tx, saga, course)
-    return state_of(saga, course.plan, course.saga)
+    return told(tx, saga_id, None, lambda course: course.signal(signal, decode(payload or "null")))
 
 
 @command("POST sagas/{saga_id}/retry", returns=SagaState, touches=touches)

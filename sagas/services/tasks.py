@@ -14,9 +14,8 @@ from core.batch import Transaction
 from core.callers import Call
 from core.database import Row, rows
 from core.encoding import decode
-from core.errors import Unavailable
 from core.operations import command, query
-from core.runtime import runtime
+from core.runtime import runtime, stopping
 from core.types import Json, Text, Wait, check_text
 from discovery.types import ServiceName
 from sagas import progress as stored_progress
@@ -79,7 +78,7 @@ async def poll(
             if found or left <= 0:
                 return Tasks(found)
             if runtime.stopping:
-                raise Unavailable("This process is stopping.")
+                raise stopping()
             await heard_of(news, min(left, LOOK_AGAIN))
 
 
@@ -221,7 +220,7 @@ def settle(tx: Transaction, task_id: str, lease_token: str, outcome: Outcome) ->
     """Raises: TaskNotFound, LeaseLost."""
     saga, progress, task = found(tx, task_id, lease_token)
     saga_id, step, op = place(task_id)
-    side = progress.steps[step].action if op == "action" else progress.steps[step].undo
+    side = progress.steps[step].side(op)
     if task is not None:
         tx.remove(task)
     status = heard(tx, saga, step, op, side.attempts, outcome, progress)
@@ -245,7 +244,7 @@ def found(tx: Transaction, task_id: str, lease_token: str) -> tuple[Saga, Progre
             task.lease_token is not None and hmac.compare_digest(task.lease_token, lease_token), task_id
         )
         return saga, progress, task
-    side = progress.steps[step].action if op == "action" else progress.steps[step].undo
+    side = progress.steps[step].side(op)
     if side.status not in ("calling", "waiting"):
         raise TaskNotFound(
             f"The task {task_id} is over: {side.status}.", task_id=task_id, step_status=side.status
