@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from types import ModuleType
 
 from bench import (
+    crowds,
     engine,
     events,
     graphql,
@@ -40,6 +41,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "shared": shared,
     "volatile": volatile,
     "sagas": sagas,
+    "crowds": crowds,
     "events": events,
     "graphql": graphql,
     "grpc": grpc,

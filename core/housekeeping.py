@@ -8,13 +8,13 @@ from core.runtime import every
 
 AT_ONCE = 1000  # rows a statement, so that none is long
 OLD_ANSWERS = """delete from core_answer where id in (
-    select id from core_answer where created_at < clock_timestamp() - %s * interval '1 hour' limit %s
+    select id from core_answer where created_at < statement_timestamp() - %s * interval '1 hour' limit %s
     for update skip locked) returning id"""
 # A claim of a process that is not listed counts as one of a process that is gone.
-DEAD_PROCESSES = """delete from core_process where expires_at < clock_timestamp() - interval '1 hour'
+DEAD_PROCESSES = """delete from core_process where expires_at < statement_timestamp() - interval '1 hour'
     returning id"""
 ENDED_SESSIONS = """delete from core_session where id in (
-    select id from core_session where ended_at < clock_timestamp() - interval '10 minutes' limit %s
+    select id from core_session where ended_at < statement_timestamp() - interval '10 minutes' limit %s
     for update skip locked) returning id"""
 
 

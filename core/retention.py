@@ -13,7 +13,7 @@ AT_ONCE = 5000  # events that a statement looks at
 OLD = """select max(id) from (select id, recorded_at from core_event
     where id > greatest(%(after)s, %(number)s::bigint << 40) and id < (
         select max(id) from core_event where id < (%(number)s::bigint + 1) << 40)
-    order by id limit %(limit)s) next where recorded_at < clock_timestamp() - %(days)s * interval '1 day'"""
+    order by id limit %(limit)s) next where recorded_at < statement_timestamp() - %(days)s * interval '1 day'"""
 FORGET = """with gone as (delete from core_event where id > %(after)s and id <= %(until)s
         and id > %(number)s::bigint << 40 and stream >= %(prefix)s and stream < %(prefix)s || '~' returning id),
     noted as (insert into core_retention (id, position) values (%(noted)s, %(until)s & ((1::bigint << 40) - 1))

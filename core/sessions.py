@@ -224,7 +224,7 @@ async def find(
 
 # -- what nobody asks for ----------------------------------------------------------------------------
 
-OVERDUE = """select id from core_session where ended_at is null and expires_at <= clock_timestamp()
+OVERDUE = """select id from core_session where ended_at is null and expires_at <= statement_timestamp()
     limit %s"""
 
 

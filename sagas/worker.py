@@ -32,15 +32,15 @@ ROUNDS = 20  # of them before others have their turn
 LAST_SECONDS = 5.0  # that a process which stops waits for calls under way
 PAUSES = (0.05, 0.2, 0.5, 1, 2, 5, 5, 5)  # seconds between tries to tell what came of a call
 # What time has made due. Of what belongs to a process that lives, that process takes care.
-DUE = """select id from sagas_saga s where wake_at <= clock_timestamp() and (owner is null or owner = %s or not exists (
-    select from core_process p where p.id = s.owner and p.expires_at > clock_timestamp()))
+DUE = """select id from sagas_saga s where wake_at <= statement_timestamp() and (owner is null or owner = %s
+    or not exists (select from core_process p where p.id = s.owner and p.expires_at > statement_timestamp()))
 order by wake_at limit 200"""
 ABANDONED = """select s.id from sagas_saga s
-    left join core_process p on p.id = s.owner and p.expires_at > clock_timestamp()
+    left join core_process p on p.id = s.owner and p.expires_at > statement_timestamp()
     where s.owner is not null and p.id is null limit 200"""
 MINE = "select id from sagas_saga where owner = %s"
 WAITING_FOR = "select distinct saga from sagas_task where queue = any(%s) and lease_token is null limit 200"
-LEASES_OVER = "select distinct saga from sagas_task where lease_until <= clock_timestamp() limit 200"
+LEASES_OVER = "select distinct saga from sagas_task where lease_until <= statement_timestamp() limit 200"
 
 
 class Worker:

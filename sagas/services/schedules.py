@@ -224,7 +224,7 @@ def seen(row: Row) -> ScheduleState:
 
 # -- by the clock --------------------------------------------------------------------------------------
 
-DUE = "select id from sagas_schedule where next_at <= clock_timestamp() order by next_at limit 200"
+DUE = "select id from sagas_schedule where next_at <= statement_timestamp() order by next_at limit 200"
 
 
 @every(0.5)

@@ -8,7 +8,7 @@ from core.runtime import every
 # Sagas, and the events of their streams. The last event of a log stays, because it says where the log ends; how far
 # the kind is gone is noted for who goes on there (core.retention).
 FORGET = """with old as (
-    select id from sagas_saga where finished_at < clock_timestamp() - %s * interval '1 day'
+    select id from sagas_saga where finished_at < statement_timestamp() - %s * interval '1 day'
     order by finished_at limit 500 for update skip locked
 ), gone as (delete from sagas_saga s using old where s.id = old.id returning s.id
 ), streams as (select n.number, n.name, '$saga:' || split_part(g.id, '/', 2) as stream
