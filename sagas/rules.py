@@ -78,6 +78,9 @@ class Progress:
     paused_from: str | None = None  # and before it was paused
     paused_at: float | None = None
     deadline: float | None = None
+    is_late: bool = (
+        False  # the deadline is over, and what becomes of that is seen when a pivot under way has ended
+    )
     dispatched: int = 0
     error: dict[str, Any] | None = None
     dirty: bool = False
@@ -180,17 +183,19 @@ class Course:
         self.released: list[str] = []  # keys of locks that are given back
         self.appends: list[tuple[str, str, Any]] = []  # events of others' streams: stream, type, data
         self.is_owner_needed = False
+        self._said = 0  # facts so far, those too that were taken back
 
     def say(self, kind: str, **data: Any) -> None:
         self.facts.append((kind, data))
+        self._said += 1
 
     # -- going on ------------------------------------------------------------------------------------
 
     def proceed(self) -> None:
         """Do everything that can be done now: round after round, until one has nothing to say."""
         said = -1
-        while said < len(self.facts):
-            said = len(self.facts)
+        while said < self._said:
+            said = self._said
             if self.saga.status == "running":
                 self._forward()
             elif self.saga.status == "compensating":
@@ -236,7 +241,8 @@ class Course:
 
     def _is_overdue(self) -> bool:
         """Turn back, where there is a way back; after the pivot a deadline means nothing but that it is late."""
-        if self._pivots_under_way():
+        self.saga.is_late = bool(self._pivots_under_way())
+        if self.saga.is_late:
             return False
         self.saga.deadline = None
         if self.is_pivot_passed:
@@ -820,7 +826,9 @@ class Course:
             side.failed_since = None if side.failed_since is None else side.failed_since + gone
         if self.saga.deadline is not None:
             self.saga.deadline += gone
+            self.saga.is_late = False
         self.saga.status, self.saga.paused_from, self.saga.paused_at = self.saga.paused_from, None, None
+        self._go_on()  # what was stuck may have been helped meanwhile
 
     def signal(self, name: str, payload: Any) -> None:
         """A signal goes to the steps that wait for it, or is kept for the first that will."""
@@ -893,6 +901,6 @@ def wake_at(progress: Progress) -> float | None:
         return None
     # Whoever calls looks after its calls; if it dies, that is noticed.
     dues = [side.due for side in progress.sides() if side.due is not None and side.status != "calling"]
-    if progress.status == "running" and progress.deadline is not None:
+    if progress.status == "running" and progress.deadline is not None and not progress.is_late:
         dues.append(progress.deadline)
     return min(dues, default=None)

@@ -243,9 +243,11 @@ class Referee:
             self.hears(name, op, Outcome("unknown"))
 
     def sees_withdrawn(self, course: Course, name: str, op: str) -> None:
-        """A task that nobody has seen: pushed now, by the same number; or given up."""
+        """A task that nobody has seen: pushed now, or kept back, by the same number; or given up."""
         ledger = self.ledgers[name, op]
-        if any((send.step.name, send.op, send.by) == (name, op, "push") for send in course.sends):
+        is_pushed = any((send.step.name, send.op, send.by) == (name, op, "push") for send in course.sends)
+        is_ready = side_of(course.saga, name, op).status == "ready"
+        if is_pushed or (is_ready and is_held(course.saga)):
             ledger.has = None
             ledger.attempts -= 1
         elif self.now >= ledger.until:
@@ -344,6 +346,12 @@ def is_skipped(saga: Progress, name: str) -> bool:
     return saga.steps[name].action.status == "skipped"
 
 
+def is_held(saga: Progress) -> bool:
+    """Does it begin nothing for now: paused, left to a human, or broken while a pivot goes on?"""
+    is_broken = any(step.action.status in ("failed", "unknown") for step in saga.steps.values())
+    return saga.status in ("paused", "attention") or (saga.status == "running" and is_broken)
+
+
 def is_turning(saga: Progress) -> bool:
     return saga.status in ("compensating", "compensated", "failed") or saga.before == "compensating"
 
@@ -414,7 +422,9 @@ class Game:
             assert course.stuck
             assert wake_at(self.progress) is None
         elif self.progress.status in ("running", "compensating"):
-            assert self.progress.is_calling or course.is_owner_needed or wake_at(self.progress) is not None
+            due = wake_at(self.progress)
+            assert self.progress.is_calling or course.is_owner_needed or due is not None
+            assert due is None or due > self.now or course.is_owner_needed, "it is looked at again and again"
 
     def under_way(self, *who: str) -> list[tuple[str, str]]:
         return [key for key, ledger in self.referee.ledgers.items() if ledger.has in who]
@@ -644,6 +654,38 @@ def test_step_without_compensation_holds_up_no_other(order: str) -> None:
 
 def test_task_that_was_withdrawn_at_once_is_not_queued() -> None:
     game_of(call("a", service="polled"), call("b", depends_on=[], when="input.nothing"))
+
+
+def test_what_is_taken_back_goes_on_though_a_task_was_withdrawn_at_once() -> None:
+    """All in one decision: a task is queued and withdrawn, a step has no compensation, and another one has."""
+    game = game_of(
+        call("a"), call("b", compensation=None), call("c", service="polled"),
+        call("d", depends_on=["a", "b"], when="input.nothing"),
+    )  # fmt: skip
+    done(game, "a", "b")
+    assert game.progress.steps["a"].undo.status == "calling"
+
+
+def test_what_was_helped_in_a_pause_goes_on_afterwards() -> None:
+    game = game_of(call("a", compensation_input="${input.nothing}"), call("b"))
+    done(game, "a")
+    game.hear("b", "action", Outcome("failed"))
+    assert game.progress.status == "attention"
+    game.decide(Course.pause)
+    game.operate(Move("operate", 1, "", False))  # skip
+    game.decide(Course.resume)
+    assert game.progress.status == "failed"
+
+
+def test_deadline_that_waits_for_a_pivot_wakes_nobody() -> None:
+    game = game_of(call("a"), call("b", pivot=True))
+    game.progress.deadline = game.now + 1
+    done(game, "a")
+    game.now += 2
+    game.decide()
+    assert wake_at(game.progress) is None  # who calls looks after the call
+    game.hear("b", "action", Outcome("failed"))
+    assert (game.progress.status, game.progress.reason) == ("compensating", "deadline")
 
 
 def test_lease_that_ran_out_is_none_of_the_next_attempt() -> None:
