@@ -21,9 +21,9 @@ SETTINGS = b"\0\0\0\x04\0\0\0\0\0"  # the frame with which HTTP/2 begins
 
 
 class Refuse(Exception):
-    """Answer with this status, and these of Google's error details."""
+    """Answer with this status, and these of Google's error details; or with bytes in their place."""
 
-    def __init__(self, code: StatusCode, message: str = "", *details: Message) -> None:
+    def __init__(self, code: StatusCode, message: str = "", *details: Message | bytes) -> None:
         self.code, self.message, self.details = code, message, details
 
 
@@ -87,11 +87,14 @@ def serialized(answer: Any) -> bytes:
 
 
 def refuse(context: grpc.ServicerContext, refusal: Refuse) -> None:
-    if refusal.details:
-        status = Status(code=refusal.code.value[0], message=refusal.message)
-        for detail in refusal.details:
+    status, raw = Status(code=refusal.code.value[0], message=refusal.message), b""
+    for detail in refusal.details:
+        if isinstance(detail, bytes):
+            raw += detail
+        else:
             status.details.add().Pack(detail)
-        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    if refusal.details:
+        context.set_trailing_metadata((("grpc-status-details-bin", raw or status.SerializeToString()),))
     context.abort(refusal.code, refusal.message)
 
 

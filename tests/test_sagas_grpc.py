@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from sagas import grpc_client
@@ -282,6 +283,25 @@ def test_the_signature_is_of_the_body(lane: Lane, participant: GrpcParticipant, 
 def expected(key: bytes, said: dict[str, Any], body: bytes) -> str:
     signed = f"{said['webhook-id']}.{said['webhook-timestamp']}.".encode() + body
     return "v1," + b64encode(hmac.digest(key, signed, "sha256")).decode()
+
+
+def of_a_kind(name: str, value: bytes) -> bytes:
+    """Details that say they are of this kind, whatever they are."""
+    status = Status(code=8)
+    status.details.add(type_url=f"type.googleapis.com/google.rpc.{name}", value=value)
+    return bytes(status.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "details",
+    [b"\xff\xff", of_a_kind("RetryInfo", b"\xff"), of_a_kind("ErrorInfo", b"\x0a\xff"), of_a_kind("Else", b"x"),
+     b"x" * 20_000],
+    ids=["no status", "no retry info", "no error info", "another", "too large"],
+)  # fmt: skip
+def test_details_that_cannot_be_read_are_none(participant: GrpcParticipant, details: bytes) -> None:
+    participant.script["a"] = refuses(StatusCode.RESOURCE_EXHAUSTED, "", details)
+    reply: Reply = asyncio.run(ask(Client(Addresses()), participant.port))
+    assert (reply.status, reply.reason, reply.retry_after) == ("RESOURCE_EXHAUSTED", None, None)
 
 
 # -- where nobody takes part -------------------------------------------------------------------------
