@@ -17,7 +17,8 @@ SOURCES: list[Source] = [
 ]
 
 
-FOLDERS = ("docs/contracts", proto.FOLDER)  # where nothing else is
+FOLDERS = ("docs/contracts", proto.FOLDER)  # where nothing else is, but
+BY_HAND = {f"{proto.FOLDER}/syros/v1/participant_service.proto"}  # what participants serve: no operation
 
 
 def documents(sources: Sequence[Source]) -> Documents:
@@ -34,7 +35,7 @@ def left_over(root: Path, wanted: Documents) -> list[str]:
     """What is checked in beside them and is made no more."""
     folders = [folder for folder in FOLDERS if any(path.startswith(f"{folder}/") for path in wanted)]
     found = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
-    return sorted({str(path.relative_to(root)) for path in found} - wanted.keys())
+    return sorted({str(path.relative_to(root)) for path in found} - wanted.keys() - BY_HAND)
 
 
 def checked_in(path: Path) -> str | None:

@@ -13,7 +13,7 @@ ServiceName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Z
 InstanceId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 Address = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:-]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Scheme = Literal["http", "https"]
+Scheme = Literal["http", "https", "grpc", "grpcs"]
 Ttl = Annotated[float, Field(ge=1, le=86400)]
 Weight = Annotated[int, Field(ge=0, le=1000)]
 Tags = Annotated[list[Text], Field(max_length=64)]

@@ -129,12 +129,48 @@ class Connection(asyncio.Protocol):
             self.close()
 
 
+class Addresses:
+    """The addresses of names: looked up once and used as they are, so that what was allowed is what is called."""
+
+    def __init__(self) -> None:
+        self._resolved: dict[tuple[str, int], tuple[float, list[str]]] = {}
+
+    async def allowed(self, host: str, port: int, may_be_private: bool) -> list[str]:
+        """Those that may be called, one at least.
+
+        Raises: NotSent.
+        """
+        found = await self._addresses(host, port)
+        allowed = [each for each in found if is_allowed(ip_address(each), may_be_private)]
+        if not allowed:
+            raise NotSent(
+                f"{host} is {found[-1]}, which may not be called." if found else f"{host} has no address."
+            )
+        return allowed
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        try:
+            return [str(ip_address(host))]
+        except ValueError:
+            pass
+        until, found = self._resolved.get((host, port), (0.0, []))
+        if until > monotonic():
+            return found
+        try:
+            answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise NotSent(f"There is no address of {host}: {error}") from None
+        found = list(dict.fromkeys(str(answer[4][0]).partition("%")[0] for answer in answers))
+        self._resolved[host, port] = (monotonic() + RESOLVED, found)
+        return found
+
+
 class Client:
     """Connections by the address they lead to; used from one loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, addresses: Addresses) -> None:
+        self._addresses = addresses
         self._idle: dict[tuple[str, int, bool, bool], list[Connection]] = {}
-        self._resolved: dict[tuple[str, int], tuple[float, list[str]]] = {}
         self._tls: ssl.SSLContext | None = None
 
     async def post(self, host: str, port: int, tls: bool, may_be_private: bool, request: bytes) -> Response:
@@ -167,11 +203,8 @@ class Client:
             connection.close()
 
     async def _connect(self, host: str, port: int, tls: bool, may_be_private: bool) -> Connection:
-        why = f"{host} has no address."
-        for address in await self._addresses(host, port):
-            if not is_allowed(ip_address(address), may_be_private):
-                why = f"{host} is {address}, which may not be called."
-                continue
+        why = ""
+        for address in await self._addresses.allowed(host, port, may_be_private):
             try:
                 return await self._open(address, port, host if tls else None)
             except (OSError, ssl.SSLError) as error:
@@ -185,23 +218,6 @@ class Client:
             Connection, address, port, ssl=self._tls if tls_name else None, server_hostname=tls_name
         )
         return connection
-
-    async def _addresses(self, host: str, port: int) -> list[str]:
-        """The addresses of a name: looked up once and used as they are, so that what was allowed is what is called."""
-        try:
-            return [str(ip_address(host))]
-        except ValueError:
-            pass
-        until, found = self._resolved.get((host, port), (0.0, []))
-        if until > monotonic():
-            return found
-        try:
-            answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise NotSent(f"There is no address of {host}: {error}") from None
-        found = list(dict.fromkeys(str(answer[4][0]).partition("%")[0] for answer in answers))
-        self._resolved[host, port] = (monotonic() + RESOLVED, found)
-        return found
 
     def close(self) -> None:
         for idle in self._idle.values():

@@ -1,4 +1,4 @@
-"""What participants are asked over HTTP, and what their answers mean.
+"""What participants are asked, over HTTP and over gRPC, and what their answers mean.
 
 The protocol is in docs/sagas.md. What an answer means for a step is decided here and nowhere else: did it happen, did
 it not, or does nobody know.
@@ -11,16 +11,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
+from math import isnan
 from random import random
 from time import monotonic, time
 from typing import Any
 
 import orjson
 from django.conf import settings
+from google.protobuf.message import DecodeError
 
 from core.callers import Namespace
 from discovery.directory import Place, directory
-from sagas.http import Broken, Client, NotSent, Response
+from sagas.grpc_client import Client as GrpcClient
+from sagas.grpc_client import Reply
+from sagas.http import MAX_BODY, Addresses, Broken, NotSent, Response
+from sagas.http import Client as HttpClient
+from sagas.participant_messages import METHOD
+from sagas.participant_messages import Request as CarryOutRequest
+from sagas.participant_messages import Response as CarryOutResponse
 from sagas.rules import Outcome
 
 MAX_RETRY_AFTER = 3600.0  # seconds
@@ -58,7 +66,8 @@ class Attempt:
         return f"{self.namespace.name}/{self.saga_id}"
 
 
-client = Client()
+addresses = Addresses()
+http_client, grpc_client = HttpClient(addresses), GrpcClient(addresses)
 
 
 class Circuits:
@@ -105,19 +114,34 @@ async def call(attempt: Attempt) -> Outcome:
 
 
 async def call_at(place: Place, attempt: Attempt) -> Outcome:
-    tls = place.scheme == "https"
+    ask = ask_over_grpc if place.scheme in ("grpc", "grpcs") else ask_over_http
     try:
-        async with asyncio.timeout(attempt.timeout):
-            response = await client.post(
-                place.host, place.port, tls, place.may_be_private, request(attempt, place)
-            )
+        return await ask(place, attempt)
     except NotSent as error:
         return Outcome("refused", code="not_sent", message=str(error))
     except Broken as error:
         return Outcome("unknown", code="broken", message=str(error))
     except TimeoutError:
         return Outcome("unknown", code="timeout", message=f"No answer within {attempt.timeout:g} s.")
+
+
+async def ask_over_http(place: Place, attempt: Attempt) -> Outcome:
+    """Raises: NotSent, Broken, TimeoutError."""
+    tls = place.scheme == "https"
+    async with asyncio.timeout(attempt.timeout):
+        response = await http_client.post(
+            place.host, place.port, tls, place.may_be_private, request(attempt, place)
+        )
     return meaning(response)
+
+
+async def ask_over_grpc(place: Place, attempt: Attempt) -> Outcome:
+    """Raises: NotSent, Broken, TimeoutError."""
+    reply = await grpc_client.ask(
+        place.host, place.port, place.scheme == "grpcs", place.may_be_private, attempt.timeout, METHOD,
+        message(attempt), signature(attempt),
+    )  # fmt: skip
+    return meaning_of_reply(reply)
 
 
 def request(attempt: Attempt, place: Place) -> bytes:
@@ -144,11 +168,23 @@ def request(attempt: Attempt, place: Place) -> bytes:
         head.append(f"Syros-Outcome: {attempt.outcome}")
     if attempt.fencing_tokens and len(attempt.fencing_tokens) == 1:
         head.append(f"Syros-Fencing-Token: {next(iter(attempt.fencing_tokens.values()))}")
-    head += signature(attempt)
+    head += [f"{name}: {value}" for name, value in signature(attempt)]
     return "\r\n".join([*head, "", ""]).encode() + attempt.body
 
 
-def signature(attempt: Attempt) -> list[str]:
+def message(attempt: Attempt) -> bytes:
+    """The same, for gRPC."""
+    found = CarryOutRequest(
+        idempotency_key=attempt.key, namespace=attempt.namespace.name, saga_id=attempt.saga_id,
+        saga_name=attempt.saga_name, step=attempt.step, op=attempt.op, action=attempt.path, attempt=attempt.number,
+        task_token=task_token(attempt), outcome=attempt.outcome, fencing_tokens=attempt.fencing_tokens,
+        body=attempt.body,
+    )  # fmt: skip
+    found.deadline.FromNanoseconds(int((time() + attempt.timeout) * 1e9))
+    return bytes(found.SerializeToString())
+
+
+def signature(attempt: Attempt) -> list[tuple[str, str]]:
     """As https://www.standardwebhooks.com says, with every secret that is set: so that one can be replaced."""
     if not settings.PARTICIPANT_SECRETS:
         return []
@@ -156,7 +192,7 @@ def signature(attempt: Attempt) -> list[str]:
     signed = f"{name}.{stamp}.".encode() + attempt.body
     found = (hmac.new(key_of(secret), signed, sha256).digest() for secret in settings.PARTICIPANT_SECRETS)
     listed = " ".join(f"v1,{b64encode(each).decode()}" for each in found)
-    return [f"webhook-id: {name}", f"webhook-timestamp: {stamp}", f"webhook-signature: {listed}"]
+    return [("webhook-id", name), ("webhook-timestamp", stamp), ("webhook-signature", listed)]
 
 
 def key_of(secret: str) -> bytes:
@@ -181,6 +217,19 @@ def token_for(namespace: str, saga_id: str, step: str, op: str, number: int) -> 
 DONE = {200, 201, 204}
 MISCONFIGURED = {401, 403, 404, 405}
 UNKNOWN = {408}
+# Of gRPC; after every other status nobody knows. The first kind is said by participants only, never by what is between.
+STATUSES = {
+    "INVALID_ARGUMENT": "failed",
+    "ALREADY_EXISTS": "failed",
+    "FAILED_PRECONDITION": "failed",
+    "ABORTED": "failed",
+    "OUT_OF_RANGE": "failed",
+    "UNAUTHENTICATED": "misconfigured",
+    "PERMISSION_DENIED": "misconfigured",
+    "NOT_FOUND": "misconfigured",  # as 404: a participant says so of an action that it does not have
+    "UNIMPLEMENTED": "misconfigured",
+}
+SILENT = {"UNAVAILABLE": "broken", "DEADLINE_EXCEEDED": "timeout"}
 
 
 def meaning(response: Response) -> Outcome:
@@ -198,7 +247,7 @@ def meaning(response: Response) -> Outcome:
     if said == b"failed" and status < 500:
         return Outcome("failed", code=code, message=message)
     if status in DONE:
-        return output(response)
+        return output(response.body)
     if status in MISCONFIGURED:
         return Outcome(
             "misconfigured", code=code or f"http_{status}", message=message, retry_after=retry_after
@@ -208,12 +257,47 @@ def meaning(response: Response) -> Outcome:
     return Outcome("unknown", code=code or f"http_{status}", message=message, retry_after=retry_after)
 
 
-def output(response: Response) -> Outcome:
-    """It says that it is done; but what it answers must be read, or nobody knows what came of it."""
-    if not response.body.strip():
-        return Outcome("succeeded")
+def meaning_of_reply(reply: Reply) -> Outcome:
+    """Of what grpcio says by itself nothing is in the table but, for a proxy that speaks HTTP, some of what is set up
+    wrongly. RESOURCE_EXHAUSTED it says itself, of an answer that is too large: so it must come with a RetryInfo."""
+    status, retry_after = reply.status, bounded(reply.retry_after)
+    if status == "OK":
+        return meaning_of_answer(reply.body)
+    text = clean(reply.message) or f"It answered {status}."
+    if status == "RESOURCE_EXHAUSTED" and retry_after is not None:
+        return Outcome("refused", code="too_many_requests", message=text, retry_after=retry_after)
+    code = clean(reply.reason)[:100] if reply.reason else SILENT.get(status, f"grpc_{status.lower()}")
+    return Outcome(STATUSES.get(status, "unknown"), code=code, message=text, retry_after=retry_after)
+
+
+def meaning_of_answer(body: bytes) -> Outcome:
     try:
-        found = orjson.loads(response.body)
+        answer = CarryOutResponse.FromString(body)
+    except DecodeError:
+        return Outcome("unknown", code="bad_body", message="The answer is no CarryOutResponse.")
+    kind = answer.WhichOneof("outcome")
+    if kind == "succeeded":
+        return output(answer.succeeded.output)
+    if kind == "accepted":
+        return Outcome("accepted")
+    if kind == "ongoing":
+        asked = answer.ongoing
+        seconds = asked.retry_after_seconds if asked.HasField("retry_after_seconds") else None
+        return Outcome("ongoing", retry_after=bounded(seconds))
+    if kind == "failed":
+        code, text = clean(answer.failed.code)[:100], clean(answer.failed.message)
+        return Outcome("failed", code=code or "failed", message=text or "It answered failed.")
+    return Outcome("unknown", code="bad_body", message="The answer says nothing that is known here.")
+
+
+def output(body: bytes) -> Outcome:
+    """It says that it is done; but what it answers must be read, or nobody knows what came of it."""
+    if not body.strip():
+        return Outcome("succeeded")
+    if len(body) > MAX_BODY:
+        return Outcome("unknown", code="bad_body", message=f"The answer is larger than {MAX_BODY} bytes.")
+    try:
+        found = orjson.loads(body)
     except orjson.JSONDecodeError:
         return Outcome("unknown", code="bad_body", message="The answer's body is no JSON.")
     if is_deep(found):
@@ -262,4 +346,9 @@ def retry_after_of(response: Response) -> float | None:
         )
     except (ValueError, TypeError, OverflowError):
         return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+    return bounded(seconds)
+
+
+def bounded(seconds: float | None) -> float | None:
+    """A delay of which no more is believed than is sensible."""
+    return None if seconds is None or isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)

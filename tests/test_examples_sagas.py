@@ -23,6 +23,7 @@ from tests.test_docs import ROOT, blocks, missing_lines, read
 PARTICIPANTS = ROOT / "examples" / "participants"
 RUN: dict[str, list[str]] = {
     "participant.py": [sys.executable],
+    "participant_grpc.py": [sys.executable],
     "participant.mjs": ["node"],
     "participant.go": ["go", "run"],
     "Participant.java": ["java"],
@@ -47,7 +48,7 @@ def test_the_order_comes_out_as_the_readmes_show() -> None:
         assert missing_lines(shown, told) == []
 
 
-# -- participants in five languages ------------------------------------------------------------------
+# -- participants in five languages, and over gRPC ------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def participant(request: pytest.FixtureRequest, served: Served, tmp_path: Path) 
     port = None if request.param == "worker.sh" else free_port()
     environment = {
         **os.environ, "PORT": str(port), "DATABASE": str(tmp_path / "payments.db"),
-        "PYTHONPATH": str(ROOT / "sdks/python"), "SYROS_URL": f"http://127.0.0.1:{served.port}",
+        "PYTHONPATH": f"{ROOT / 'sdks/python'}:{ROOT / 'proto'}", "SYROS_URL": f"http://127.0.0.1:{served.port}",
     }  # fmt: skip
     process = subprocess.Popen(
         [*command, str(PARTICIPANTS / request.param)], env=environment, cwd=tmp_path, start_new_session=True,
@@ -92,12 +93,15 @@ def payment(name: str, amount: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("participant", RUN, indirect=True)
-def test_a_participant_in_each_language_takes_part(participant: int | None, served: Served) -> None:
+def test_a_participant_in_each_language_takes_part(
+    participant: int | None, served: Served, request: pytest.FixtureRequest
+) -> None:
     saga = {"name": "payments", "steps": [payment("small", 50), payment("large", 500)], "wait_seconds": 30}
     with httpx.Client(base_url=f"http://127.0.0.1:{served.port}/api/v1/", timeout=60) as syros:
         instance = "services/payment/instances/example"
         if participant is not None:
-            body = {"address": "127.0.0.1", "port": participant, "ttl_seconds": 60}
+            scheme = "grpc" if "grpc" in request.node.callspec.id else "http"
+            body = {"address": "127.0.0.1", "port": participant, "scheme": scheme, "ttl_seconds": 60}
             assert syros.put(instance, json=body).status_code == 200
         try:
             found = syros.post("sagas", json=saga).json()

@@ -20,6 +20,7 @@ from orjson import Fragment
 from api import proto
 from api.messages import LEVELS, MISFIT, Messages, describe, messages
 from core.operations import Operation, registry
+from sagas import participant_messages
 
 ROOT = Path(settings.BASE_DIR)
 
@@ -48,6 +49,16 @@ def test_files_are_written_and_those_of_former_services_removed(settings: Any, t
     assert written == proto.documents()
 
 
+def test_a_file_that_is_written_by_hand_is_left_alone(settings: Any, tmp_path: Path) -> None:
+    settings.BASE_DIR = tmp_path
+    path = tmp_path / "proto" / participant_messages.PATH
+    path.parent.mkdir(parents=True)
+    path.write_text("// by hand")
+    call_command("make_proto", stdout=StringIO())
+    call_command("make_proto", "--check")
+    assert path.read_text() == "// by hand"
+
+
 def test_buf_finds_nothing_to_say() -> None:
     buf = Path(sys.prefix) / "bin/buf"
     found = subprocess.run([buf, "lint"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -73,13 +84,22 @@ def compiled() -> dict[str, FileDescriptorProto]:
 def test_the_text_means_what_this_process_speaks() -> None:
     contract = proto.contract()
     found = compiled()
-    assert found.keys() == {file.path for file in contract.files}
+    assert found.keys() == {*(file.path for file in contract.files), participant_messages.PATH}
     for file in contract.files:
-        told = found[file.path]
-        for message in told.message_type:
-            for field in message.field:
-                field.ClearField("json_name")  # protoc spells out what follows from the name
-        assert told == describe(contract, file)
+        assert bare(found[file.path]) == describe(contract, file)
+
+
+def test_participants_are_spoken_to_as_their_file_says() -> None:
+    assert bare(compiled()[participant_messages.PATH]) == participant_messages.described()
+
+
+def bare(told: FileDescriptorProto) -> FileDescriptorProto:
+    """Without what protoc spells out though it follows from the names."""
+    for message in told.message_type:
+        for each in (message, *message.nested_type):
+            for field in each.field:
+                field.ClearField("json_name")
+    return told
 
 
 def test_every_operation_with_a_route_is_a_method() -> None:

@@ -20,8 +20,11 @@ from core.encoding import encode
 from discovery.directory import Place
 from discovery.types import Address
 from sagas import participants
+from sagas.grpc_client import Reply
 from sagas.http import Response, is_allowed
-from sagas.participants import Attempt, meaning, request, signature
+from sagas.participant_messages import Request as CarryOutRequest
+from sagas.participant_messages import Response as CarryOutResponse
+from sagas.participants import Attempt, meaning, meaning_of_reply, message, request, signature
 from sagas.types import Path, SagaName, StepName
 
 FEW = limits(max_examples=300, derandomize=True, deadline=None, database=None)
@@ -163,6 +166,81 @@ def test_every_answer_has_a_meaning(status: int, body: bytes, headers: dict[byte
     assert outcome.message.isprintable()
 
 
+# -- what an answer over gRPC means ------------------------------------------------------------------
+
+
+def said(**outcome: Any) -> Reply:
+    return Reply("OK", CarryOutResponse(**outcome).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "code"),
+    [
+        ("CANCELLED", "unknown", "grpc_cancelled"), ("UNKNOWN", "unknown", "grpc_unknown"),
+        ("INVALID_ARGUMENT", "failed", "grpc_invalid_argument"), ("DEADLINE_EXCEEDED", "unknown", "timeout"),
+        ("NOT_FOUND", "misconfigured", "grpc_not_found"), ("ALREADY_EXISTS", "failed", "grpc_already_exists"),
+        ("PERMISSION_DENIED", "misconfigured", "grpc_permission_denied"),
+        ("RESOURCE_EXHAUSTED", "unknown", "grpc_resource_exhausted"),
+        ("FAILED_PRECONDITION", "failed", "grpc_failed_precondition"), ("ABORTED", "failed", "grpc_aborted"),
+        ("OUT_OF_RANGE", "failed", "grpc_out_of_range"), ("UNIMPLEMENTED", "misconfigured", "grpc_unimplemented"),
+        ("INTERNAL", "unknown", "grpc_internal"), ("UNAVAILABLE", "unknown", "broken"),
+        ("DATA_LOSS", "unknown", "grpc_data_loss"), ("UNAUTHENTICATED", "misconfigured", "grpc_unauthenticated"),
+    ],
+)  # fmt: skip
+def test_what_a_status_of_grpc_means(status: str, kind: str, code: str) -> None:
+    outcome = meaning_of_reply(Reply(status))
+    assert (outcome.kind, outcome.code, outcome.message) == (kind, code, f"It answered {status}.")
+    named = meaning_of_reply(Reply(status, message="No\nway.", reason="WHY\x00" * 100))
+    assert (named.kind, named.message, named.code) == (kind, "No way.", ("WHY " * 100)[:100])
+
+
+def test_who_is_asked_too_much_says_when_to_come_again() -> None:
+    outcome = meaning_of_reply(Reply("RESOURCE_EXHAUSTED", message="Slower.", retry_after=7.5))
+    assert (outcome.kind, outcome.code, outcome.retry_after) == ("refused", "too_many_requests", 7.5)
+    assert meaning_of_reply(Reply("UNAVAILABLE", retry_after=7.5)).retry_after == 7.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "believed"),
+    [(None, None), (0.0, 0.0), (0.5, 0.5), (-1.0, 0.0), (7200.0, 3600.0), (float("inf"), 3600.0),
+     (float("-inf"), 0.0), (float("nan"), None)],
+)  # fmt: skip
+def test_no_delay_is_longer_than_is_sensible(seconds: float | None, believed: float | None) -> None:
+    outcome = meaning_of_reply(said(ongoing={"retry_after_seconds": seconds}))
+    assert (outcome.kind, outcome.retry_after) == ("ongoing", believed)
+
+
+def test_answers_over_grpc() -> None:
+    found = meaning_of_reply(said(succeeded={"output": b'{"id": 9007199254740993}'}))
+    assert (found.kind, found.output) == ("succeeded", {"id": 9007199254740993})
+    assert (meaning_of_reply(said(succeeded={})).kind, meaning_of_reply(said(succeeded={})).output) == (
+        "succeeded", None,
+    )  # fmt: skip
+    assert meaning_of_reply(said(accepted={})).kind == "accepted"
+    found = meaning_of_reply(said(failed={"code": "sold\nout" + "x" * 200, "message": "m" * 5000}))
+    assert (found.kind, found.code, found.message) == ("failed", "sold out" + "x" * 92, "m" * 1000)
+    found = meaning_of_reply(said(failed={}))
+    assert (found.kind, found.code) == ("failed", "failed")
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"\xfa\x01\x01x", b"\x0a\x05{", b"\x1f\x8b\x08\x00"])
+def test_what_says_nothing_means_that_nobody_knows(body: bytes) -> None:
+    outcome = meaning_of_reply(Reply("OK", body))
+    assert (outcome.kind, outcome.code) == ("unknown", "bad_body")
+
+
+@pytest.mark.parametrize("body", [b"{", b"NaN", b'"\xff"', b"[" * 400 + b"]" * 400, b" " * (1 << 20) + b"1"])
+def test_nobody_knows_what_became_of_a_success_over_grpc_that_cannot_be_read(body: bytes) -> None:
+    outcome = meaning_of_reply(said(succeeded={"output": body}))
+    assert (outcome.kind, outcome.code, outcome.output) == ("unknown", "bad_body", None)
+
+
+@given(st.binary(max_size=40))
+@FEW
+def test_every_answer_over_grpc_has_a_meaning(body: bytes) -> None:
+    assert meaning_of_reply(Reply("OK", body)).kind in KINDS
+
+
 # -- what is sent ------------------------------------------------------------------------------------
 
 PLACE = Place("i", "shop.example", 8080, "http", 1, False)
@@ -196,6 +274,17 @@ def test_request_says_everything_that_the_protocol_promises() -> None:
         "Syros-Attempt": "2", "Syros-Deadline": "2026-01-01T00:00:30+00:00",
     }  # fmt: skip
     assert body == b'{"input":1}'
+
+
+def test_message_says_everything_that_the_protocol_promises() -> None:
+    found = CarryOutRequest.FromString(message(attempt(fencing_tokens={"a": 7, "b": 1 << 60})))
+    assert found == CarryOutRequest(
+        idempotency_key="s1.pay.a", namespace="prod", saga_id="s1", saga_name="order", step="pay", op="action",
+        action="pay/now", attempt=2, deadline={"seconds": int(NOW) + 30}, fencing_tokens={"a": 7, "b": 1 << 60},
+        task_token=participants.token_for("prod", "s1", "pay", "action", 2), body=b'{"input":1}',
+    )  # fmt: skip
+    undo = CarryOutRequest.FromString(message(attempt(op="compensate", outcome="unknown")))
+    assert (undo.outcome, dict(undo.fencing_tokens)) == ("unknown", {})
 
 
 def test_compensation_says_what_is_known_of_the_action() -> None:
