@@ -25,7 +25,7 @@ ONGOING_DELAY = 1.0
 CHECKS = 5  # times that a participant is asked what became of an action
 CHECK_AGAIN = 1.0  # seconds between them
 LOCK_AGAIN = 1.0  # seconds until who waits for locks looks again; a grant says so sooner
-LONGEST = 10 * 366 * 86400.0  # seconds that a step may sleep
+LONGEST = 10 * 366 * 86400.0  # seconds that a step may sleep, and until a saga starts
 MESSAGE = 1000  # characters of a participant's that are kept
 
 
@@ -77,6 +77,7 @@ class Progress:
     before: str | None = None  # what it was before it needed attention
     paused_from: str | None = None  # and before it was paused
     paused_at: float | None = None
+    start_at: float | None = None  # when it begins, if not at once
     deadline: float | None = None
     dispatched: int = 0
     error: dict[str, Any] | None = None
@@ -191,10 +192,22 @@ class Course:
         said = -1
         while said < len(self.facts):
             said = len(self.facts)
+            if self.saga.status == "scheduled":
+                self._start()
             if self.saga.status == "running":
                 self._forward()
             elif self.saga.status == "compensating":
                 self._backward()
+
+    def _start(self) -> None:
+        """Once its time has come. The deadline counts from the start, however late that is."""
+        assert self.saga.start_at is not None
+        if self.saga.start_at > self.now:
+            return
+        if self.saga.deadline is not None:
+            self.saga.deadline += self.now - self.saga.start_at
+        self.saga.status = "running"
+        self.say("saga.started", name=self.scope["saga"]["name"])
 
     def _forward(self) -> None:
         if self.saga.deadline is not None and self.saga.deadline <= self.now and self._is_overdue():
@@ -810,9 +823,10 @@ class Course:
         self.saga.paused_from, self.saga.status, self.saga.paused_at = self.saga.status, "paused", self.now
 
     def resume(self) -> None:
-        """Go on, as if no time had passed."""
+        """Go on, as if no time had passed; but the instant at which a saga is to start stays where it is."""
         assert self.saga.paused_from is not None
-        gone = self.now - (self.saga.paused_at or self.now)
+        is_started = self.saga.paused_from != "scheduled"
+        gone = self.now - (self.saga.paused_at or self.now) if is_started else 0.0
         for side in self.saga.sides():
             if side.due is not None and side.status != "calling":
                 side.due += gone
@@ -887,12 +901,14 @@ def verb(op: str, what: str) -> str:
     return f"{'step' if op == 'action' else 'compensation'}.{what}"
 
 
-def wake_at(progress: Progress) -> float | None:
-    """When a saga must be looked at though nothing was heard of it."""
+def wake_at(progress: Progress, now: float) -> float | None:
+    """When a saga must be looked at though nothing was heard of it. A deadline that is past was looked at."""
     if progress.is_over or progress.status in ("paused", "attention"):
         return None
+    if progress.status == "scheduled":
+        return progress.start_at
     # Whoever calls looks after its calls; if it dies, that is noticed.
     dues = [side.due for side in progress.sides() if side.due is not None and side.status != "calling"]
-    if progress.status == "running" and progress.deadline is not None:
+    if progress.status == "running" and progress.deadline is not None and progress.deadline > now:
         dues.append(progress.deadline)
     return min(dues, default=None)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -54,6 +55,10 @@ def fetched(door: Door) -> Any:
         time.sleep(0.02)
     (task,) = found
     return task
+
+
+def instant(text: Any) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def kinds(door: Door, saga_id: str) -> list[str]:
@@ -234,6 +239,53 @@ def test_definitions_have_versions_that_stay(call: Door) -> None:
     with pytest.raises(Refused) as refused:
         call("definitions.validate", steps=[{**wait, "depends_on": ["b"]}])
     assert refused.value.problem["errors"][0]["pointer"] == "/steps/0/depends_on/0"
+
+
+def test_a_saga_starts_when_it_was_said(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    begun = time.time()
+    found = call("sagas.start", name="later", steps=[step("a")], delay_seconds=0.7, deadline_seconds=60)
+    saga_id = found["saga_id"]
+    assert (found["status"], found["steps"][0]["status"]) == ("scheduled", "pending")
+    assert instant(found["start_at"]) - instant(found["created_at"]) == timedelta(seconds=0.7)
+    assert instant(found["deadline_at"]) - instant(found["start_at"]) == timedelta(seconds=60)
+    assert [each["saga_id"] for each in call("sagas.find", status="scheduled")["items"]] == [saga_id]
+    saga = reaches(call, saga_id, "succeeded")
+    assert time.time() - begun >= 0.7
+    assert saga["start_at"] == found["start_at"]
+    assert instant(saga["steps"][0]["started_at"]) >= instant(saga["start_at"])
+    assert kinds(call, saga_id)[:2] == ["saga.scheduled", "saga.started"]
+
+
+def test_a_scheduled_saga_is_told_what_others_are(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    one, other = (start(call, step("a"), start_at=tomorrow) for _ in range(2))
+    assert call("sagas.pause", saga_id=one)["status"] == "paused"
+    assert call("sagas.resume", saga_id=one)["status"] == "scheduled"
+    assert call("sagas.signal", saga_id=one, signal="x")["status"] == "scheduled"
+    found = call("sagas.cancel", saga_id=one, reason="not needed")
+    assert (found["status"], found["reason"], found["dirty"]) == ("failed", "cancelled", False)
+    found = call("sagas.terminate", saga_id=other, reason="not needed")
+    assert (found["status"], found["dirty"]) == ("terminated", False)
+    assert participant.asked == []
+
+
+def test_a_start_that_is_past_is_one_at_once(call: Door) -> None:
+    wait = {"name": "a", "kind": "sleep", "seconds": 0}
+    found = call("sagas.start", name="x", steps=[wait], start_at="2020-01-01T00:00:00Z")
+    assert (found["status"], found["start_at"]) == ("succeeded", None)
+
+
+def test_a_start_has_one_time_within_ten_years(call: Door) -> None:
+    for when, pointer in (
+        ({"start_at": "2030-01-01T00:00:00Z", "delay_seconds": 1}, "/start_at"),
+        ({"start_at": "2200-01-01T00:00:00Z"}, "/start_at"),
+        ({"delay_seconds": -1}, "/delay_seconds"),
+    ):
+        with pytest.raises(Refused) as refused:
+            start(call, step("a"), **when)
+        assert [each["pointer"] for each in refused.value.problem["errors"]] == [pointer]
 
 
 def test_sagas_are_found(call: Door) -> None:
