@@ -836,9 +836,9 @@ class Course:
             self.saga.deadline += gone
         self.saga.status, self.saga.paused_from, self.saga.paused_at = self.saga.paused_from, None, None
 
-    def signal(self, name: str, payload: Any) -> None:
+    def signal(self, name: str, payload: Any, reason: str | None = None) -> None:
         """A signal goes to the steps that wait for it, or is kept for the first that will."""
-        self.say("saga.signalled", signal=name, payload=payload)
+        self.say("saga.signalled", signal=name, payload=payload, reason=reason)
         waiting = [
             step
             for step in self.plan.steps.values()

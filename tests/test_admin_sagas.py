@@ -259,12 +259,11 @@ def test_a_verb_wants_a_reason_and_says_of_how_many(operator: Client, lane: Lane
     asked = act(operator, "sagas.Saga", operation, addresses).content.decode()
     assert "2 sagas:" in asked
     assert all(f"{address} (order): running at gate" in asked for address in addresses)
-    if operation != "sagas.signal":  # what it brings is its reason
-        assert re.search(r'name="reason"[^>]*required', asked)
-        for reason in ("", "  "):
-            said = {"confirmed": "yes", "step": "gate", "reason": reason}
-            unsaid = act(operator, "sagas.Saga", operation, addresses, **said).content.decode()
-            assert "This field is required" in unsaid
+    assert re.search(r'name="reason"[^>]*required', asked)
+    for reason in ("", "  "):
+        said = {"confirmed": "yes", "step": "gate", "signal": "gate", "reason": reason}
+        unsaid = act(operator, "sagas.Saga", operation, addresses, **said).content.decode()
+        assert "This field is required" in unsaid
     assert [status(lane, each) for each in ids] == ["running", "running"]
 
 
@@ -287,8 +286,10 @@ def test_a_saga_is_paused_resumed_signalled(operator: Client, lane: Lane) -> Non
         answer = act(operator, "sagas.Saga", "sagas.signal", [address], **said)
         assert answer.status_code == 200
         assert "Enter a valid JSON" in answer.content.decode()
-    said = {"confirmed": "yes", "signal": "gate", "payload": '{"ok": [1, null]}'}
+    said = {**SURE, "signal": "gate", "payload": '{"ok": [1, null]}'}
     act(operator, "sagas.Saga", "sagas.signal", [address], **said)
+    (signalled,) = facts(lane, address, "saga.signalled")
+    assert signalled["data"]["reason"] == "because I say so"
     assert lane("sagas.get", saga_id=saga_id)["steps"][0]["output"] == {"ok": [1, None]}
     assert is_so(lane, saga_id, "succeeded")
     assert buttons(operator, address) == set()
@@ -562,9 +563,11 @@ def test_an_instance_is_deregistered_once_confirmed(operator: Client, lane: Lane
     assert "1 instance:" in asked
     assert f"{address} at http://10.0.0.7:80: healthy" in asked
     assert len(lane("services.get", service="bank")["instances"]) == 1
-    done = act(operator, "discovery.Instance", "services.deregister", [address], confirmed="yes")
+    done = act(operator, "discovery.Instance", "services.deregister", [address], **SURE)
     assert "services.deregister: 1 done" in done.content.decode()
     assert lane("services.get", service="bank")["instances"] == []
+    said = lane("events.read", stream_id="$service:bank", direction="backward", limit=1)["events"][0]
+    assert said["data"] == {"instance_id": "one", "reason": SURE["reason"]}
     again = act(operator, "discovery.Instance", "services.deregister", [address]).content.decode()
     assert "Nothing is selected any more" in again
     assert line(operator, "discovery.Service", f"{lane.namespace}/bank")["health"] == "none healthy"

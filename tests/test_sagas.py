@@ -184,6 +184,22 @@ def test_a_signal_goes_to_who_waits_for_it_or_is_kept(call: Door) -> None:
     assert (found["status"], found["output"]) == ("succeeded", {"one": 1, "two": {"n": 2}})
 
 
+def test_the_log_says_why_a_signal_was_given_and_an_instance_taken_out(
+    call: Door, participant: Participant
+) -> None:
+    saga_id = start(call, {"name": "go", "kind": "signal"})
+    call("sagas.signal", saga_id=saga_id, signal="go", payload=1, reason="anna called")
+    (said,) = [each["data"] for each in call("sagas.history", saga_id=saga_id)["events"]
+               if each["type"] == "saga.signalled"]  # fmt: skip
+    assert said == {"signal": "go", "payload": 1, "reason": "anna called"}
+    register(call, participant)
+    call("services.deregister", service="shop", instance_id="one", reason="it is on fire")
+    said = call("events.read", stream_id="$service:shop")["events"][-1]
+    assert (said["event_type"], said["data"]) == (
+        "service.deregistered", {"instance_id": "one", "reason": "it is on fire"},
+    )  # fmt: skip
+
+
 def test_a_terminated_saga_is_left_as_it_is(call: Door, participant: Participant) -> None:
     register(call, participant)
     saga_id = start(call, step("a"), {"name": "wait", "kind": "sleep", "seconds": 60})
@@ -718,6 +734,50 @@ def test_schedules_start_sagas_by_the_clock(call: Door) -> None:
     assert call("schedules.drop", name="s").value == {"name": "s", "dropped": True}
     with pytest.raises(Refused, match="schedule_not_found"):
         call("schedules.get", name="s")
+
+
+def test_a_schedule_is_paused_resumed_and_run(call: Door) -> None:
+    call("definitions.put", name="d", steps=[SLEEP])
+    made = call("schedules.put", name="s", definition="d", cron="0 0 1 1 *", input={"n": 1})
+    assert made["next_at"]
+    found = call("schedules.pause", name="s", reason="holidays")
+    assert (found["paused"], found["next_at"]) == (True, None)
+    assert call("schedules.get", name="s")["next_at"] is None
+    ran = call("schedules.run", name="s", reason="once by hand")
+    assert reaches(call, ran["last_saga_id"], "succeeded")["input"] == {"n": 1}
+    found = call("schedules.resume", name="s", reason="back")
+    assert (found["paused"], found["next_at"]) == (False, made["next_at"])
+    with pytest.raises(Refused, match="not_paused"):
+        call("schedules.resume", name="s")
+    call("schedules.drop", name="s", reason="not needed")
+    said = [(each["event_type"], each["data"].get("reason"))
+            for each in call("events.read", stream_id="$schedule:s")["events"]]  # fmt: skip
+    assert said == [
+        ("schedule.put", None), ("schedule.paused", "holidays"), ("schedule.fired", "once by hand"),
+        ("schedule.resumed", "back"), ("schedule.dropped", "not needed"),
+    ]  # fmt: skip
+    for verb in ("pause", "resume", "run"):
+        with pytest.raises(Refused, match="schedule_not_found"):
+            call(f"schedules.{verb}", name="s")
+
+
+@pytest.mark.parametrize(("catch_up", "is_first"), [("none", False), ("last", False), ("all", True)])
+def test_times_that_pass_in_a_pause_are_made_up_for(lane: Lane, catch_up: str, is_first: bool) -> None:
+    """A time that is a few seconds late is none that was missed."""
+    lane("definitions.put", name="d", steps=[SLEEP])
+    about = {"definition": "d", "interval_seconds": 1, "catch_up": catch_up, "overlap": "allow"}
+    lane("schedules.put", name="s", **about, paused=True)
+    time.sleep(2.2)
+    assert lane("sagas.find")["items"] == []
+    lane("schedules.put", name="s", **about)
+    deadline = time.monotonic() + 5
+    while not lane("schedules.get", name="s")["last_saga_id"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    lane("schedules.drop", name="s")
+    made, _, fired, *_ = lane("events.read", stream_id="$schedule:s")["events"]
+    late = instant(fired["data"]["due_at"]) - instant(made["recorded_at"])
+    assert (late < timedelta(seconds=1.5)) == is_first
 
 
 def test_a_schedule_does_not_start_beside_itself(lane: Lane) -> None:
