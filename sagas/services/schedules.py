@@ -223,6 +223,9 @@ def resume(tx: Transaction, *, name: SagaName, reason: Text | None = None) -> Sc
     if not found.is_paused:
         raise NotPaused("The schedule is not paused.", name=name)
     found.is_paused = False
+    found.next_at = found.next_at or next(
+        times_after(found, tx.now)
+    )  # one made paused by an earlier version has none
     tx.emit(found, "schedule.resumed", because(reason))
     return state(found)
 
