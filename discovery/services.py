@@ -14,7 +14,7 @@ from core.engine import outages, promotions
 from core.errors import NotFound
 from core.models import between
 from core.operations import command, query
-from core.types import Cursor, Limit, Object, Prefix, encode_cursor
+from core.types import Cursor, Limit, Object, Prefix, Text, encode_cursor
 from discovery.directory import Place, directory
 from discovery.models import Instance, Service
 from discovery.types import (
@@ -122,8 +122,10 @@ def heartbeat(tx: Transaction, *, service: ServiceName, instance_id: InstanceId)
     returns=Deregistered,
     touches=touches,
 )
-def deregister(tx: Transaction, *, service: ServiceName, instance_id: InstanceId) -> Deregistered:
-    """Take an instance out, at once.
+def deregister(
+    tx: Transaction, *, service: ServiceName, instance_id: InstanceId, reason: Text | None = None
+) -> Deregistered:
+    """Take an instance out, at once. The log says the `reason`.
 
     Errors: `instance_not_found` (404).
     """
@@ -132,7 +134,8 @@ def deregister(tx: Transaction, *, service: ServiceName, instance_id: InstanceId
         raise InstanceNotFound(service=service, instance_id=instance_id)
     tx.remove(found)
     tx.afterwards(directory.forget, owner.id, instance_id)
-    tx.emit(owner, "service.deregistered", {"instance_id": instance_id})
+    said = {} if reason is None else {"reason": reason}
+    tx.emit(owner, "service.deregistered", {"instance_id": instance_id, **said})
     return Deregistered(service, instance_id, True)
 
 

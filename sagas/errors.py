@@ -28,7 +28,7 @@ class PivotPassed(Conflict):
 
 
 class NotPaused(Conflict):
-    """The saga is not paused."""
+    """The saga, or the schedule, is not paused."""
 
 
 class NotStuck(Conflict):

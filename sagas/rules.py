@@ -25,7 +25,7 @@ ONGOING_DELAY = 1.0
 CHECKS = 5  # times that a participant is asked what became of an action
 CHECK_AGAIN = 1.0  # seconds between them
 LOCK_AGAIN = 1.0  # seconds until who waits for locks looks again; a grant says so sooner
-LONGEST = 10 * 366 * 86400.0  # seconds that a step may sleep
+LONGEST = 10 * 366 * 86400.0  # seconds that a step may sleep, and until a saga starts
 MESSAGE = 1000  # characters of a participant's that are kept
 
 
@@ -77,10 +77,8 @@ class Progress:
     before: str | None = None  # what it was before it needed attention
     paused_from: str | None = None  # and before it was paused
     paused_at: float | None = None
+    start_at: float | None = None  # when it begins, if not at once
     deadline: float | None = None
-    is_late: bool = (
-        False  # the deadline is over, and what becomes of that is seen when a pivot under way has ended
-    )
     dispatched: int = 0
     error: dict[str, Any] | None = None
     dirty: bool = False
@@ -196,10 +194,22 @@ class Course:
         said = -1
         while said < self._said:
             said = self._said
+            if self.saga.status == "scheduled":
+                self._start()
             if self.saga.status == "running":
                 self._forward()
             elif self.saga.status == "compensating":
                 self._backward()
+
+    def _start(self) -> None:
+        """Once its time has come. The deadline counts from the start, however late that is."""
+        assert self.saga.start_at is not None
+        if self.saga.start_at > self.now:
+            return
+        if self.saga.deadline is not None:
+            self.saga.deadline += self.now - self.saga.start_at
+        self.saga.status = "running"
+        self.say("saga.started", name=self.scope["saga"]["name"])
 
     def _forward(self) -> None:
         if self.saga.deadline is not None and self.saga.deadline <= self.now and self._is_overdue():
@@ -241,8 +251,7 @@ class Course:
 
     def _is_overdue(self) -> bool:
         """Turn back, where there is a way back; after the pivot a deadline means nothing but that it is late."""
-        self.saga.is_late = bool(self._pivots_under_way())
-        if self.saga.is_late:
+        if self._pivots_under_way():
             return False
         self.saga.deadline = None
         if self.is_pivot_passed:
@@ -816,9 +825,10 @@ class Course:
         self.saga.paused_from, self.saga.status, self.saga.paused_at = self.saga.status, "paused", self.now
 
     def resume(self) -> None:
-        """Go on, as if no time had passed."""
+        """Go on, as if no time had passed; but the instant at which a saga is to start stays where it is."""
         assert self.saga.paused_from is not None
-        gone = self.now - (self.saga.paused_at or self.now)
+        is_started = self.saga.paused_from != "scheduled"
+        gone = self.now - (self.saga.paused_at or self.now) if is_started else 0.0
         for side in self.saga.sides():
             if side.due is not None and side.status != "calling":
                 side.due += gone
@@ -826,13 +836,12 @@ class Course:
             side.failed_since = None if side.failed_since is None else side.failed_since + gone
         if self.saga.deadline is not None:
             self.saga.deadline += gone
-            self.saga.is_late = False
         self.saga.status, self.saga.paused_from, self.saga.paused_at = self.saga.paused_from, None, None
         self._go_on()  # what was stuck may have been helped meanwhile
 
-    def signal(self, name: str, payload: Any) -> None:
+    def signal(self, name: str, payload: Any, reason: str | None = None) -> None:
         """A signal goes to the steps that wait for it, or is kept for the first that will."""
-        self.say("saga.signalled", signal=name, payload=payload)
+        self.say("saga.signalled", signal=name, payload=payload, reason=reason)
         waiting = [
             step
             for step in self.plan.steps.values()
@@ -895,12 +904,14 @@ def verb(op: str, what: str) -> str:
     return f"{'step' if op == 'action' else 'compensation'}.{what}"
 
 
-def wake_at(progress: Progress) -> float | None:
-    """When a saga must be looked at though nothing was heard of it."""
+def wake_at(progress: Progress, now: float) -> float | None:
+    """When a saga must be looked at though nothing was heard of it. A deadline that is past was looked at."""
     if progress.is_over or progress.status in ("paused", "attention"):
         return None
+    if progress.status == "scheduled":
+        return progress.start_at
     # Whoever calls looks after its calls; if it dies, that is noticed.
     dues = [side.due for side in progress.sides() if side.due is not None and side.status != "calling"]
-    if progress.status == "running" and progress.deadline is not None and not progress.is_late:
+    if progress.status == "running" and progress.deadline is not None and progress.deadline > now:
         dues.append(progress.deadline)
     return min(dues, default=None)

@@ -21,7 +21,7 @@ def state_of(saga: Saga, plan: Plan, progress: Progress) -> SagaState:
     return SagaState(
         saga.name, saga.title, status, progress.reason, saga.current_step, Fragment(saga.input), progress.output,
         progress.error, Fragment(saga.metadata or "{}"), Fragment(saga.tags or "{}"), progress.dirty,
-        steps_of(plan, progress), saga.created_at, saga.deadline_at, saga.finished_at,
+        steps_of(plan, progress), saga.created_at, at(progress.start_at), saga.deadline_at, saga.finished_at,
     )  # fmt: skip
 
 

@@ -150,7 +150,8 @@ class SagaSummary:
 
 @dataclass(slots=True)
 class SagaState:
-    """A saga with its steps. `dirty`: some effect may remain that nobody took back."""
+    """A saga with its steps. `dirty`: some effect may remain that nobody took back. `start_at`: when it starts, or
+    was to, if that was not at once."""
 
     saga_id: str
     name: str
@@ -165,6 +166,7 @@ class SagaState:
     dirty: bool
     steps: list[StepState]
     created_at: datetime
+    start_at: datetime | None
     deadline_at: datetime | None
     finished_at: datetime | None
 

@@ -294,6 +294,7 @@ UNFOLD = {
                     page("Sagas", "conversion_path", "sagas.saga"),
                     page("Attention", "notification_important", "sagas.attention"),
                     page("Definitions", "schema", "sagas.definitionname"),
+                    page("Schedules", "calendar_clock", "sagas.schedule"),
                     page("Tasks", "assignment", "sagas.task"),
                 ],
             },

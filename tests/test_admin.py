@@ -89,6 +89,15 @@ def sagas_of_every_kind(lane: Lane) -> dict[str, str]:
     }
     lane("services.register", **instance, tags=["eu"], metadata={"pod": "b-1"})
     lane("definitions.put", name="order", steps=[{"name": "nap", "kind": "sleep", "seconds": 3600}])
+    lane(
+        "schedules.put",
+        name="nightly",
+        definition="order",
+        cron="30 2 * * *",
+        time_zone="Europe/Vienna",
+        input={"n": 1},
+    )
+    lane("schedules.run", name="nightly", reason="to see what it does")
     gate = {"name": "gate", "kind": "signal", "timeout_seconds": 3600}
     work = {"name": "print", "service": "printer", "action": "print", "timeout_seconds": 3600}
     past = {"name": "past", "kind": "sleep", "seconds": 0, "pivot": True}
@@ -137,6 +146,7 @@ def one_of_everything(lane: Lane) -> Iterator[SimpleNamespace]:
         "locks.Election": f"{name}/$election:primary", "sagas.Saga": f"{name}/{sagas['waiting']}",
         "sagas.Attention": f"{name}/{sagas['stuck']}", "sagas.Task": f"{name}/{sagas['queued']}.print.action",
         "sagas.Definition": f"{name}/order#000001", "sagas.DefinitionName": f"{name}/order",
+        "sagas.Schedule": f"{name}/nightly",
         "discovery.Service": f"{name}/bank", "discovery.Instance": f"{name}/bank#one",
     }  # fmt: skip
     patient = Python(lane.served, name)  # the lane's client waits a minute at most
@@ -624,7 +634,7 @@ def rows_of(label: str, namespace: str, count: int) -> dict[str, str]:
     from discovery.models import Instance, Service
     from locks.models import Election, Lock
     from rbac.models import ApiKey
-    from sagas.models import Attention, Definition, DefinitionName, Saga, Task
+    from sagas.models import Attention, Definition, DefinitionName, Saga, Schedule, Task
 
     now, names = datetime.now(UTC), [f"{namespace}{number:03d}" for number in range(count)]
     number = Namespace.objects.get(name=namespace).number
@@ -650,6 +660,9 @@ def rows_of(label: str, namespace: str, count: int) -> dict[str, str]:
         "sagas.Definition": lambda n, name: Definition(
             id=f"{namespace}/{name}#000001", body='{"steps": []}', created_at=now),
         "sagas.DefinitionName": lambda n, name: DefinitionName(id=f"{namespace}/{name}", version=1),
+        "sagas.Schedule": lambda n, name: Schedule(
+            id=f"{namespace}/{name}", definition="d", cron="0 0 1 1 *", time_zone="UTC", input="{}", overlap="skip",
+            catch_up="last", last_saga=name, next_at=now + timedelta(days=1), created_at=now),
         "sagas.Task": lambda n, name: Task(
             id=f"{namespace}/{name}.a.action", queue=f"{namespace}/shop", saga=f"{namespace}/{name}", step="a",
             op="action", attempt=1, body="{}", queued_at=now),
@@ -693,6 +706,7 @@ UNLOADED = {
     "sagas.Saga": ("progress", "input", "output", "error", "metadata"),
     "sagas.Attention": ("progress", "input", "output", "error", "metadata"),
     "sagas.Definition": ("body",),
+    "sagas.Schedule": ("input",),
     "sagas.Task": ("body", "lease_token"),
     "discovery.Instance": ("tags", "metadata"),
 }
@@ -829,7 +843,7 @@ def cells(client: Client, label: str, key: str) -> dict[str, str]:
 
 
 def words(cell: str) -> str:
-    return " ".join(re.sub("<[^>]*>", " ", cell).replace("\xa0", " ").split())
+    return " ".join(re.sub("<[^>]*>", " ", cell.replace("<wbr>", "")).replace("\xa0", " ").split())
 
 
 def panel(client: Client, label: str, key: str, title: str) -> list[list[str]]:

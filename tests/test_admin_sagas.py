@@ -259,12 +259,11 @@ def test_a_verb_wants_a_reason_and_says_of_how_many(operator: Client, lane: Lane
     asked = act(operator, "sagas.Saga", operation, addresses).content.decode()
     assert "2 sagas:" in asked
     assert all(f"{address} (order): running at gate" in asked for address in addresses)
-    if operation != "sagas.signal":  # what it brings is its reason
-        assert re.search(r'name="reason"[^>]*required', asked)
-        for reason in ("", "  "):
-            said = {"confirmed": "yes", "step": "gate", "reason": reason}
-            unsaid = act(operator, "sagas.Saga", operation, addresses, **said).content.decode()
-            assert "This field is required" in unsaid
+    assert re.search(r'name="reason"[^>]*required', asked)
+    for reason in ("", "  "):
+        said = {"confirmed": "yes", "step": "gate", "signal": "gate", "reason": reason}
+        unsaid = act(operator, "sagas.Saga", operation, addresses, **said).content.decode()
+        assert "This field is required" in unsaid
     assert [status(lane, each) for each in ids] == ["running", "running"]
 
 
@@ -287,8 +286,10 @@ def test_a_saga_is_paused_resumed_signalled(operator: Client, lane: Lane) -> Non
         answer = act(operator, "sagas.Saga", "sagas.signal", [address], **said)
         assert answer.status_code == 200
         assert "Enter a valid JSON" in answer.content.decode()
-    said = {"confirmed": "yes", "signal": "gate", "payload": '{"ok": [1, null]}'}
+    said = {**SURE, "signal": "gate", "payload": '{"ok": [1, null]}'}
     act(operator, "sagas.Saga", "sagas.signal", [address], **said)
+    (signalled,) = facts(lane, address, "saga.signalled")
+    assert signalled["data"]["reason"] == "because I say so"
     assert lane("sagas.get", saga_id=saga_id)["steps"][0]["output"] == {"ok": [1, None]}
     assert is_so(lane, saga_id, "succeeded")
     assert buttons(operator, address) == set()
@@ -437,13 +438,13 @@ def test_who_may_not_look_sees_nothing_of_sagas(lane: Lane, monkeypatch: Any) ->
     address = is_so(lane, start(lane, GATE), "running")
 
     def authorize(caller: Any, operation: Any, params: Any) -> None:
-        if operation.name.startswith(("sagas.", "definitions.", "services.")):
+        if operation.name.startswith(("sagas.", "definitions.", "schedules.", "services.")):
             raise Forbidden
 
     monkeypatch.setattr(rights, "authorize", authorize)
     client = browser(user("other", is_staff=True))
-    hidden = ["sagas.Saga", "sagas.Attention", "sagas.Task", "sagas.DefinitionName", "discovery.Service",
-              "discovery.Instance"]  # fmt: skip
+    hidden = ["sagas.Saga", "sagas.Attention", "sagas.Task", "sagas.DefinitionName", "sagas.Schedule",
+              "discovery.Service", "discovery.Instance"]  # fmt: skip
     front = text(client, "/admin/")
     for label in hidden:
         assert client.get(listing(label)).status_code == 403
@@ -511,6 +512,177 @@ def test_a_definition_s_page_shows_its_graph_and_its_versions(operator: Client, 
     assert len(panel(operator, "sagas.Definition", f"{address}#000001", "Steps")) == 1
 
 
+# -- schedules ---------------------------------------------------------------------------------------
+
+
+def scheduled(lane: Lane, **more: Any) -> str:
+    """The address of a schedule that is due once a year."""
+    lane("definitions.put", name="report", steps=[GATE])
+    lane(
+        "schedules.put",
+        name="yearly",
+        definition="report",
+        **{"cron": "0 12 1 1 *", "time_zone": "Asia/Tokyo", **more},
+    )
+    return f"{lane.namespace}/yearly"
+
+
+def test_a_schedule_s_page_tells_when_it_runs_and_what_it_did(operator: Client, lane: Lane) -> None:
+    address = scheduled(lane, input={"deep": [1]})
+    said = line(operator, "sagas.Schedule", address)
+    assert (said["name"], said["definition_link"], said["timing"], said["state"], said["last_saga_link"]) == (
+        "yearly", "report", "0 12 1 1 *", "active", "-",
+    )  # fmt: skip
+    assert said["due"].startswith("in ")
+    saga_id = lane("schedules.run", name="yearly", reason="to see it")["last_saga_id"]
+    runs = panel(operator, "sagas.Schedule", address, "Next runs")
+    assert len(runs) == 10
+    assert re.fullmatch(r"\d{4}-01-01 03:00:00.000", runs[0][0])
+    assert runs[0][1].endswith("-01-01 12:00:00")
+    (did,) = panel(operator, "sagas.Schedule", address, "Last runs")
+    assert (did[2], did[3], did[4], did[5]) == ("fired", f"{saga_id[:16]}…", "running", "to see it")
+    found = text(operator, page("sagas.Schedule", address))
+    assert page("sagas.Saga", f"{lane.namespace}/{saga_id}") in found
+    assert page("sagas.DefinitionName", f"{lane.namespace}/report") in found
+    assert "&quot;deep&quot;" in found
+    assert line(operator, "sagas.Schedule", address)["last_saga_link"] == f"{saga_id[:16]}… running"
+
+
+def test_schedules_are_found_by_name_and_state(operator: Client, lane: Lane) -> None:
+    scheduled(lane)
+    lane("schedules.put", name="hourly", definition="report", interval_seconds=3600, paused=True)
+    here = {"namespace": lane.namespace}
+    assert shown(operator, "sagas.Schedule", **here) == ["hourly", "yearly"]
+    assert shown(operator, "sagas.Schedule", **here, q="ye") == ["yearly"]
+    assert shown(operator, "sagas.Schedule", **here, state="paused") == ["hourly"]
+    said = line(operator, "sagas.Schedule", f"{lane.namespace}/hourly")
+    assert (said["timing"], said["due"], said["state"]) == ("every 1 h", "-", "paused")
+    assert "It is paused" in text(operator, page("sagas.Schedule", f"{lane.namespace}/hourly"))
+
+
+def test_a_schedule_is_run_paused_resumed_and_deleted(operator: Client, lane: Lane) -> None:
+    address = scheduled(lane)
+
+    def offered() -> set[str]:
+        return set(
+            re.findall(r'name="action" value="([a-z_]+)"', text(operator, page("sagas.Schedule", address)))
+        )
+
+    assert offered() == {"schedules_run", "schedules_pause", "schedules_drop"}
+    asked = act(operator, "sagas.Schedule", "schedules.pause", [address]).content.decode()
+    assert f"{address} (0 12 1 1 *, of report): active" in asked
+    assert re.search(r'name="reason"[^>]*required', asked)
+    assert lane("schedules.get", name="yearly")["paused"] is False
+    for verb in ("pause", "run"):
+        done = act(operator, "sagas.Schedule", f"schedules.{verb}", [address], **SURE, from_page="1")
+        assert f"schedules.{verb}: 1 done" in done.content.decode()
+    found = lane("schedules.get", name="yearly")
+    assert found["paused"] is True
+    assert status(lane, found["last_saga_id"]) == "running"
+    assert offered() == {"schedules_run", "schedules_resume", "schedules_drop"}
+    act(operator, "sagas.Schedule", "schedules.resume", [address], **SURE)
+    act(operator, "sagas.Schedule", "schedules.drop", [address], **SURE)
+    events = lane("events.read", stream_id="$schedule:yearly")["events"][1:]
+    assert [each["event_type"] for each in events] == [
+        "schedule.paused", "schedule.fired", "schedule.resumed", "schedule.dropped",
+    ]  # fmt: skip
+    assert {each["data"]["reason"] for each in events} == {SURE["reason"]}
+    assert shown(operator, "sagas.Schedule", namespace=lane.namespace) == []
+
+
+# -- trying out --------------------------------------------------------------------------------------
+
+
+def parcel(lane: Lane) -> str:
+    steps = [step("reserve"), {"name": "nap", "kind": "sleep", "seconds": 60}, step("charge")]
+    lane("definitions.put", name="parcel", steps=steps, output={"paid": "${steps.charge.output}"})
+    return f"{lane.namespace}/parcel"
+
+
+def simulated(client: Client, address: str, label: str = "sagas.DefinitionName", **said: Any) -> str:
+    found = act(client, label, "definitions.simulate", [address], confirmed="yes", **said)
+    assert found.status_code == 200
+    return str(found.content.decode())
+
+
+def outcome(found: str) -> list[str]:
+    """The line that says how it would end."""
+    section = found.partition("How it would end")[2].partition("</section>")[0]
+    return [words(cell) for cell in re.findall(r"<td.*?>(.*?)</td>", section, re.DOTALL)]
+
+
+def test_a_definition_is_tried_out(operator: Client, lane: Lane) -> None:
+    address = parcel(lane)
+    assert 'value="definitions_simulate"' in text(operator, page("sagas.DefinitionName", address))
+    asked = act(operator, "sagas.DefinitionName", "definitions.simulate", [address]).content.decode()
+    assert re.findall(r'data-step="([^"]+)"', asked) == ["reserve", "charge"]
+    assert "How it would end" not in asked
+    for label, key in (("sagas.DefinitionName", address), ("sagas.Definition", f"{address}#000001")):
+        found = simulated(operator, key, label, **{"answers/charge/output": '{"n": 7}'})
+        assert outcome(found)[:2] == ["succeeded", "1 min"]
+        assert "{&quot;paid&quot;:{&quot;n&quot;:7}}" in found
+    said = {"answers/charge/outcome": "failed", "answers/charge/code": "declined"}
+    found = simulated(operator, address, **said)
+    assert outcome(found)[:4] == ["compensated", "1 min", "step failed", "declined"]
+    assert "compensation.succeeded" in found
+    assert 'value="declined"' in found
+    found = simulated(operator, address, **said, **{"compensations/reserve/outcome": "refused"})
+    assert outcome(found)[0] == "attention"
+    found = simulated(operator, address, **{"answers/charge/outcome": "unknown", "answers/charge/times": "1"})
+    assert outcome(found)[0] == "succeeded"
+    assert outcome(simulated(operator, address, deadline_seconds="5"))[2] == "deadline"
+    assert lane("sagas.find")["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"answers/charge/times": "0"}, "greater than or equal to 1"),
+        ({"answers/charge/times": "x"}, "valid integer"),
+        ({"answers/charge/output": "{"}, "Enter a valid JSON"),
+        ({"answers/charge/outcome": "perhaps"}, "Select a valid choice"),
+        ({"input": "["}, "Enter a valid JSON"),
+        ({"deadline_seconds": "-1"}, "greater than 0"),
+    ],
+)
+def test_what_cannot_be_answered_stands_beside_its_field(
+    operator: Client, lane: Lane, said: dict[str, str], complaint: str
+) -> None:
+    found = simulated(operator, parcel(lane), **said)
+    assert complaint in found
+    assert "How it would end" not in found
+
+
+def test_who_may_not_simulate_or_say_something_to_schedules_has_no_button(
+    lane: Lane, monkeypatch: Any
+) -> None:
+    from core.console import rights
+    from core.errors import Forbidden
+
+    def authorize(caller: Any, operation: Any, params: Any) -> None:
+        if operation.changes or operation.name == "definitions.simulate":
+            raise Forbidden
+
+    address, yearly, client = parcel(lane), scheduled(lane), browser(user("looker", is_staff=True))
+    monkeypatch.setattr(rights, "authorize", authorize)
+    assert 'id="actions"' not in text(client, page("sagas.Schedule", yearly))
+    for verb in ("pause", "run", "drop"):
+        act(client, "sagas.Schedule", f"schedules.{verb}", [yearly], **SURE)
+    found = lane("schedules.get", name="yearly")
+    assert (found["paused"], found["last_saga_id"]) == (False, None)
+    assert "definitions_simulate" not in text(client, page("sagas.DefinitionName", address))
+    found = act(client, "sagas.DefinitionName", "definitions.simulate", [address], confirmed="yes")
+    assert "How it would end" not in found.content.decode()
+
+
+def test_one_definition_is_tried_out_at_a_time(operator: Client, lane: Lane) -> None:
+    address = parcel(lane)
+    lane("definitions.put", name="other", steps=[GATE])
+    keys = [address, f"{lane.namespace}/other"]
+    found = act(operator, "sagas.DefinitionName", "definitions.simulate", keys).content.decode()
+    assert "One definition at a time." in found
+
+
 def test_tasks_say_who_has_them(operator: Client, lane: Lane) -> None:
     ids = [start(lane, step("print", service="printer", timeout_seconds=3600)) for _ in range(2)]
     until(lambda: len(shown(operator, "sagas.Task", namespace=lane.namespace)) == 2)
@@ -562,9 +734,11 @@ def test_an_instance_is_deregistered_once_confirmed(operator: Client, lane: Lane
     assert "1 instance:" in asked
     assert f"{address} at http://10.0.0.7:80: healthy" in asked
     assert len(lane("services.get", service="bank")["instances"]) == 1
-    done = act(operator, "discovery.Instance", "services.deregister", [address], confirmed="yes")
+    done = act(operator, "discovery.Instance", "services.deregister", [address], **SURE)
     assert "services.deregister: 1 done" in done.content.decode()
     assert lane("services.get", service="bank")["instances"] == []
+    said = lane("events.read", stream_id="$service:bank", direction="backward", limit=1)["events"][0]
+    assert said["data"] == {"instance_id": "one", "reason": SURE["reason"]}
     again = act(operator, "discovery.Instance", "services.deregister", [address]).content.decode()
     assert "Nothing is selected any more" in again
     assert line(operator, "discovery.Service", f"{lane.namespace}/bank")["health"] == "none healthy"

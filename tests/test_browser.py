@@ -109,6 +109,8 @@ def test_swagger_ui_works_offline(browser: Browser, served: Served, tmp_path: Pa
 
 
 WIDE, NARROW = (1280, 900), (390, 844)
+BEYOND = """Math.max(0, ...[...document.querySelectorAll('#result_list')].map(list =>
+    list.offsetWidth - list.parentElement.clientWidth))"""
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 CUT = """[...document.querySelectorAll('section table')].filter(table => table.offsetWidth > 0 &&
     table.offsetWidth > table.parentElement.clientWidth + 1 &&
@@ -140,6 +142,8 @@ def everything(lane: Lane) -> list[str]:
     )
     space, key = lane.namespace, f"{lane.namespace}_2F"
     sagas = sagas_of_every_kind(lane)
+    lane("sagas.start", name="order_fulfillment_of_the_north", steps=[{"name": "reserve_inventory", "kind": "signal"}],
+         tags={"shop": "berlin", "customer": "4711", "channel": "marketplace"})  # fmt: skip
     return [
         "/admin/", f"/admin/locks/lock/?namespace={space}", f"/admin/locks/lock/{key}gpu_2Fpool/change/",
         f"/admin/locks/lock/{key}catalog/change/", f"/admin/locks/election/?namespace={space}",
@@ -148,6 +152,7 @@ def everything(lane: Lane) -> list[str]:
         f"/admin/sagas/saga/?namespace={space}", f"/admin/sagas/attention/?namespace={space}",
         *(f"/admin/sagas/saga/{key}{saga_id}/change/" for saga_id in sagas.values()),
         f"/admin/sagas/definitionname/?namespace={space}", f"/admin/sagas/definitionname/{key}order/change/",
+        f"/admin/sagas/schedule/?namespace={space}", f"/admin/sagas/schedule/{key}nightly/change/",
         f"/admin/sagas/task/?namespace={space}", f"/admin/discovery/service/?namespace={space}",
         f"/admin/discovery/service/{key}bank/change/", f"/admin/discovery/instance/{key}bank_23one/change/",
     ]  # fmt: skip
@@ -167,8 +172,39 @@ def test_operators_pages_fit_every_screen(
             browser.until("!!document.querySelector('#now, #pages, section.panel')")
             assert browser.evaluate(OVERFLOW) <= 0, f"{address} at {width}"
             assert browser.evaluate(CUT) == 0, f"{address} at {width}: a table is cut"
+            if "/admin/sagas/" in address and width == WIDE[0]:
+                assert browser.evaluate(BEYOND) <= 0, f"{address}: one has to scroll"
             browser.picture(tmp_path / f"{number}-{width}.png")
     assert hosts(browser) == {f"127.0.0.1:{served.port}"}
+    assert browser.said == []
+
+
+def test_an_operator_tries_a_definition_out(
+    browser: Browser, served: Served, locks: Lane, settings: Any, tmp_path: Path
+) -> None:
+    settings.DEV = True
+    steps = [{"name": name, "service": "shop", "action": name, "compensation": f"undo_{name}"}
+             for name in ("reserve", "charge", "ship")]  # fmt: skip
+    locks("definitions.put", name="parcel", steps=steps, output={"id": "${steps.ship.output}"})
+    settings.DEV = False
+    browser.open(
+        f"http://127.0.0.1:{served.port}/admin/sagas/definitionname/{locks.namespace}_2Fparcel/change/"
+    )
+    browser.until("!!document.querySelector('#actions [value=definitions_simulate]')")
+    browser.evaluate("document.querySelector('#actions [value=definitions_simulate]').click()")
+    browser.until("!!document.querySelector('#simulate [name=\"answers/charge/outcome\"]')")
+    browser.evaluate("document.querySelector('[name=\"answers/charge/outcome\"]').value = 'failed'")
+    browser.evaluate("document.querySelector('[name=\"answers/charge/code\"]').value = 'card_declined'")
+    browser.evaluate("document.querySelector('#simulate button').click()")
+    browser.until("document.body.innerText.includes('compensation.succeeded')")
+    shown = browser.evaluate("document.body.innerText").lower()
+    assert "card_declined" in shown
+    assert "compensated" in shown
+    for width, height in (WIDE, NARROW):
+        size(browser, width, height)
+        assert browser.evaluate(OVERFLOW) <= 0, width
+        assert browser.evaluate(CUT) == 0, width
+        keep(browser, f"simulate-{width}.png", tmp_path)
     assert browser.said == []
 
 

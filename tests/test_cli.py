@@ -440,10 +440,10 @@ def test_follow_is_refused_what_is_beyond_the_log(shell: Shell) -> None:
 
 
 class Cutting(ThreadingHTTPServer):
-    """A proxy that ends every connection after some bytes of the answer."""
+    """A proxy that ends every stream after some bytes, and then is away for some seconds."""
 
-    def __init__(self, target: int, size: int) -> None:
-        self.target, self.size, self.asked = target, size, 0
+    def __init__(self, target: int, size: int, away: float = 0.0) -> None:
+        self.target, self.size, self.away, self.asked, self.back_at = target, size, away, 0, 0.0
         super().__init__(("127.0.0.1", 0), Cut)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -454,6 +454,8 @@ class Cut(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         import httpx
 
+        if time.monotonic() < self.server.back_at:
+            return
         self.server.asked += 1
         headers = {"Syros-Namespace": self.headers["Syros-Namespace"]}
         url, left = f"http://127.0.0.1:{self.server.target}{self.path}", self.server.size
@@ -461,10 +463,14 @@ class Cut(BaseHTTPRequestHandler):
             self.send_response(response.status_code)
             self.send_header("Content-Type", response.headers["Content-Type"])
             self.end_headers()
+            if not response.headers["Content-Type"].startswith("text/event-stream"):
+                self.wfile.write(response.read())
+                return
             for chunk in response.iter_raw():
                 self.wfile.write(chunk[:left])
                 left -= len(chunk)
                 if left <= 0:
+                    self.server.back_at = time.monotonic() + self.server.away
                     return
 
     def log_message(self, *args: Any) -> None:
@@ -487,6 +493,121 @@ def test_a_stream_that_is_cut_again_and_again_loses_and_repeats_nothing(
                     break
         assert found == list(range(40))
         assert proxy.asked > 3
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+
+
+def started(door: Door, *steps: Any, **more: Any) -> str:
+    return str(door("sagas.start", name="watched", steps=list(steps), **more)["saga_id"])
+
+
+NAP = {"name": "nap", "kind": "sleep", "seconds": 0}
+CALL = {"service": "shop", "action": "do"}
+
+
+def test_watch_tells_a_saga_from_its_start_to_its_end(shell: Shell, lane: Door) -> None:
+    saga_id = started(lane, {"name": "go", "kind": "signal"}, {**NAP, "name": "afterwards"})
+    process = shell.start("sagas", "watch", saga_id, stdout=subprocess.PIPE)
+    assert process.stdout
+    try:
+        assert process.stdout.readline().split()[2:] == ["saga", "started"]
+        assert re.search(r" go          waiting  until \d", process.stdout.readline())
+        lane("sagas.signal", saga_id=saga_id, signal="go")
+        rest = [line.split()[2:4] for line in process.stdout]
+        assert rest == [
+            ["saga", "signalled"],
+            ["go", "succeeded"],
+            ["afterwards", "waiting"],
+            ["afterwards", "succeeded"],
+            ["saga", "succeeded"],
+        ]
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_watch_gives_programs_the_events(shell: Shell, lane: Door) -> None:
+    saga_id = started(lane, NAP)
+    code, out, _ = shell("sagas", "watch", saga_id, "--json")
+    found = [json.loads(line)["event"] for line in out.splitlines()]
+    assert code == 0
+    assert [each["position"] for each in found] == [
+        each["position"] for each in lane("sagas.history", saga_id=saga_id)["events"]
+    ]
+    assert found[-1]["event_type"] == "saga.succeeded"
+
+
+def failed(door: Door, code: str) -> None:
+    """A worker has a task, and says that it failed."""
+    deadline = time.monotonic() + 10
+    while not (tasks := door("workers.poll", service="shop", worker_id="w")["tasks"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    lease = {name: tasks[0][name] for name in ("task_id", "lease_token")}
+    door("tasks.fail", **lease, code=code, message="Not today.")
+
+
+@pytest.mark.parametrize(("is_pivot_passed", "code"), [(False, 11), (True, 13)])
+def test_the_exit_code_says_how_a_saga_ended_and_the_line_why(
+    shell: Shell, lane: Door, is_pivot_passed: bool, code: int
+) -> None:
+    first = {**CALL, "name": "pay", "pivot": True} if is_pivot_passed else NAP
+    saga_id = started(lane, first, {**CALL, "name": "send"})
+    if is_pivot_passed:
+        (task,) = lane("workers.poll", service="shop", worker_id="w", wait_seconds=10)["tasks"]
+        lane("tasks.complete", task_id=task["task_id"], lease_token=task["lease_token"])
+    failed(lane, "closed")
+    found, out, _ = shell("sagas", "watch", saga_id)
+    assert found == code
+    assert re.search(r" send  failed  attempt 1  closed: Not today\.$", out, re.MULTILINE)
+
+
+def test_watch_goes_on_after_what_a_human_has_helped(shell: Shell, lane: Door) -> None:
+    saga_id = started(lane, {**CALL, "name": "send", "pivot": True}, {**CALL, "name": "tell"})
+    (task,) = lane("workers.poll", service="shop", worker_id="w", wait_seconds=10)["tasks"]
+    lane("tasks.complete", task_id=task["task_id"], lease_token=task["lease_token"])
+    failed(lane, "closed")
+    lane("sagas.pause", saga_id=saga_id)
+    lane("sagas.resume", saga_id=saga_id)
+    assert shell("sagas", "watch", saga_id)[0] == 13
+    lane("steps.skip", saga_id=saga_id, step="tell", reason="they know")
+    code, out, _ = shell("sagas", "watch", saga_id)
+    assert (code, "saga  attention" in out, "they know" in out) == (0, True, True)
+
+
+def test_watch_of_a_terminated_and_of_a_compensated_saga(shell: Shell, lane: Door) -> None:
+    saga_id = started(lane, {**NAP, "seconds": 60})
+    lane("sagas.terminate", saga_id=saga_id, reason="enough")
+    assert shell("sagas", "watch", saga_id)[0] == 12
+    saga_id = started(lane, {**CALL, "name": "a", "compensation": "undo"}, {**NAP, "seconds": 60})
+    for _ in range(2):
+        (task,) = lane("workers.poll", service="shop", worker_id="w", wait_seconds=10)["tasks"]
+        lane("tasks.complete", task_id=task["task_id"], lease_token=task["lease_token"])
+        if task["op"] == "action":
+            lane("sagas.cancel", saga_id=saga_id, reason="enough")
+    code, out, _ = shell("sagas", "watch", saga_id)
+    assert code == 10
+    assert re.search(r" a     compensation succeeded  attempt 1$", out, re.MULTILINE)
+
+
+def test_watch_of_what_is_not_there(shell: Shell) -> None:
+    code, out, err = shell("sagas", "watch", "nothing")
+    assert (code, out) == (5, "")
+    assert "saga_not_found" in err
+
+
+def test_watch_survives_a_syros_that_goes_away(shell: Shell, served: Served, lane: Door) -> None:
+    saga_id = started(lane, *({**NAP, "name": f"s{number}"} for number in range(10)))
+    proxy = Cutting(served.port, 4000, away=0.6)
+    try:
+        code, out, _ = shell(
+            "--url", f"http://127.0.0.1:{proxy.server_port}", "sagas", "watch", saga_id, "--json"
+        )
+        found = [json.loads(line)["event"]["version"] for line in out.splitlines()]
+        assert (code, found) == (0, list(range(1, 23)))
+        assert proxy.back_at > 0
     finally:
         proxy.shutdown()
         proxy.server_close()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -54,6 +55,10 @@ def fetched(door: Door) -> Any:
         time.sleep(0.02)
     (task,) = found
     return task
+
+
+def instant(text: Any) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def kinds(door: Door, saga_id: str) -> list[str]:
@@ -179,6 +184,22 @@ def test_a_signal_goes_to_who_waits_for_it_or_is_kept(call: Door) -> None:
     assert (found["status"], found["output"]) == ("succeeded", {"one": 1, "two": {"n": 2}})
 
 
+def test_the_log_says_why_a_signal_was_given_and_an_instance_taken_out(
+    call: Door, participant: Participant
+) -> None:
+    saga_id = start(call, {"name": "go", "kind": "signal"})
+    call("sagas.signal", saga_id=saga_id, signal="go", payload=1, reason="anna called")
+    (said,) = [each["data"] for each in call("sagas.history", saga_id=saga_id)["events"]
+               if each["type"] == "saga.signalled"]  # fmt: skip
+    assert said == {"signal": "go", "payload": 1, "reason": "anna called"}
+    register(call, participant)
+    call("services.deregister", service="shop", instance_id="one", reason="it is on fire")
+    said = call("events.read", stream_id="$service:shop")["events"][-1]
+    assert (said["event_type"], said["data"]) == (
+        "service.deregistered", {"instance_id": "one", "reason": "it is on fire"},
+    )  # fmt: skip
+
+
 def test_a_terminated_saga_is_left_as_it_is(call: Door, participant: Participant) -> None:
     register(call, participant)
     saga_id = start(call, step("a"), {"name": "wait", "kind": "sleep", "seconds": 60})
@@ -234,6 +255,53 @@ def test_definitions_have_versions_that_stay(call: Door) -> None:
     with pytest.raises(Refused) as refused:
         call("definitions.validate", steps=[{**wait, "depends_on": ["b"]}])
     assert refused.value.problem["errors"][0]["pointer"] == "/steps/0/depends_on/0"
+
+
+def test_a_saga_starts_when_it_was_said(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    begun = time.time()
+    found = call("sagas.start", name="later", steps=[step("a")], delay_seconds=0.7, deadline_seconds=60)
+    saga_id = found["saga_id"]
+    assert (found["status"], found["steps"][0]["status"]) == ("scheduled", "pending")
+    assert instant(found["start_at"]) - instant(found["created_at"]) == timedelta(seconds=0.7)
+    assert instant(found["deadline_at"]) - instant(found["start_at"]) == timedelta(seconds=60)
+    assert [each["saga_id"] for each in call("sagas.find", status="scheduled")["items"]] == [saga_id]
+    saga = reaches(call, saga_id, "succeeded")
+    assert time.time() - begun >= 0.7
+    assert saga["start_at"] == found["start_at"]
+    assert instant(saga["steps"][0]["started_at"]) >= instant(saga["start_at"])
+    assert kinds(call, saga_id)[:2] == ["saga.scheduled", "saga.started"]
+
+
+def test_a_scheduled_saga_is_told_what_others_are(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    one, other = (start(call, step("a"), start_at=tomorrow) for _ in range(2))
+    assert call("sagas.pause", saga_id=one)["status"] == "paused"
+    assert call("sagas.resume", saga_id=one)["status"] == "scheduled"
+    assert call("sagas.signal", saga_id=one, signal="x")["status"] == "scheduled"
+    found = call("sagas.cancel", saga_id=one, reason="not needed")
+    assert (found["status"], found["reason"], found["dirty"]) == ("failed", "cancelled", False)
+    found = call("sagas.terminate", saga_id=other, reason="not needed")
+    assert (found["status"], found["dirty"]) == ("terminated", False)
+    assert participant.asked == []
+
+
+def test_a_start_that_is_past_is_one_at_once(call: Door) -> None:
+    wait = {"name": "a", "kind": "sleep", "seconds": 0}
+    found = call("sagas.start", name="x", steps=[wait], start_at="2020-01-01T00:00:00Z")
+    assert (found["status"], found["start_at"]) == ("succeeded", None)
+
+
+def test_a_start_has_one_time_within_ten_years(call: Door) -> None:
+    for when, pointer in (
+        ({"start_at": "2030-01-01T00:00:00Z", "delay_seconds": 1}, "/start_at"),
+        ({"start_at": "2200-01-01T00:00:00Z"}, "/start_at"),
+        ({"delay_seconds": -1}, "/delay_seconds"),
+    ):
+        with pytest.raises(Refused) as refused:
+            start(call, step("a"), **when)
+        assert [each["pointer"] for each in refused.value.problem["errors"]] == [pointer]
 
 
 def test_sagas_are_found(call: Door) -> None:
@@ -666,6 +734,50 @@ def test_schedules_start_sagas_by_the_clock(call: Door) -> None:
     assert call("schedules.drop", name="s").value == {"name": "s", "dropped": True}
     with pytest.raises(Refused, match="schedule_not_found"):
         call("schedules.get", name="s")
+
+
+def test_a_schedule_is_paused_resumed_and_run(call: Door) -> None:
+    call("definitions.put", name="d", steps=[SLEEP])
+    made = call("schedules.put", name="s", definition="d", cron="0 0 1 1 *", input={"n": 1})
+    assert made["next_at"]
+    found = call("schedules.pause", name="s", reason="holidays")
+    assert (found["paused"], found["next_at"]) == (True, None)
+    assert call("schedules.get", name="s")["next_at"] is None
+    ran = call("schedules.run", name="s", reason="once by hand")
+    assert reaches(call, ran["last_saga_id"], "succeeded")["input"] == {"n": 1}
+    found = call("schedules.resume", name="s", reason="back")
+    assert (found["paused"], found["next_at"]) == (False, made["next_at"])
+    with pytest.raises(Refused, match="not_paused"):
+        call("schedules.resume", name="s")
+    call("schedules.drop", name="s", reason="not needed")
+    said = [(each["event_type"], each["data"].get("reason"))
+            for each in call("events.read", stream_id="$schedule:s")["events"]]  # fmt: skip
+    assert said == [
+        ("schedule.put", None), ("schedule.paused", "holidays"), ("schedule.fired", "once by hand"),
+        ("schedule.resumed", "back"), ("schedule.dropped", "not needed"),
+    ]  # fmt: skip
+    for verb in ("pause", "resume", "run"):
+        with pytest.raises(Refused, match="schedule_not_found"):
+            call(f"schedules.{verb}", name="s")
+
+
+@pytest.mark.parametrize(("catch_up", "is_first"), [("none", False), ("last", False), ("all", True)])
+def test_times_that_pass_in_a_pause_are_made_up_for(lane: Lane, catch_up: str, is_first: bool) -> None:
+    """A time that is a few seconds late is none that was missed."""
+    lane("definitions.put", name="d", steps=[SLEEP])
+    about = {"definition": "d", "interval_seconds": 1, "catch_up": catch_up, "overlap": "allow"}
+    lane("schedules.put", name="s", **about, paused=True)
+    time.sleep(2.2)
+    assert lane("sagas.find")["items"] == []
+    lane("schedules.put", name="s", **about)
+    deadline = time.monotonic() + 5
+    while not lane("schedules.get", name="s")["last_saga_id"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    lane("schedules.drop", name="s")
+    made, _, fired, *_ = lane("events.read", stream_id="$schedule:s")["events"]
+    late = instant(fired["data"]["due_at"]) - instant(made["recorded_at"])
+    assert (late < timedelta(seconds=1.5)) == is_first
 
 
 def test_a_schedule_does_not_start_beside_itself(lane: Lane) -> None:

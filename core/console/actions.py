@@ -154,11 +154,19 @@ def confirmation(
 def carry_out(request: HttpRequest, operation: Operation, row: Any, values: dict[str, Any]) -> bool:
     """Carry an operation out in the row's namespace, for the admin's user; a refusal becomes a message."""
     try:
-        namespace = Namespace.objects.get(name=str(row.namespace))
-        space = callers.Namespace(namespace.name, namespace.number, namespace.locks == "volatile")
-        call = Call(caller_of(request), space, urandom(8).hex())
-        runtime.run_from_thread(operation, call, operation.parse(values, strict=False))
+        run(request, operation, str(row.namespace), values)
     except SyrosError as error:
         messages.error(request, f"{row}: {error.detail} ({error.code})")
         return False
     return True
+
+
+def run(request: HttpRequest, operation: Operation, name: str, values: dict[str, Any]) -> Any:
+    """What an operation answers in the namespace of this name, for the admin's user.
+
+    Raises: SyrosError.
+    """
+    namespace = Namespace.objects.get(name=name)
+    space = callers.Namespace(namespace.name, namespace.number, namespace.locks == "volatile")
+    call = Call(caller_of(request), space, urandom(8).hex())
+    return runtime.run_from_thread(operation, call, operation.parse(values, strict=False)).value

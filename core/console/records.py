@@ -16,6 +16,7 @@ from unfold.admin import ModelAdmin
 from core.console.lists import Keyset, named
 from core.console.reading import Clock, fetch
 from core.console.rights import may
+from core.operations import registry
 
 PAGE = 100
 
@@ -126,7 +127,7 @@ class RecordAdmin(ModelAdmin):  # type: ignore[misc]
         context.update(
             panels=list(self.panels(row)) if row else [],
             allowed=set(actions),
-            record_actions=[(name, title) for each, name, title in actions.values()
+            record_actions=[(name, title, registry[each.operation].changes) for each, name, title in actions.values()
                             if self.offers(row, each.operation)],
             show_history=False,  # its history is in the log, not among the admin's own entries
         )  # fmt: skip

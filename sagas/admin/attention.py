@@ -8,7 +8,7 @@ from core.console import NamespaceFilter, each, fetch, span
 from sagas import progress as stored_progress
 from sagas.admin.sagas import NameFilter, SagaAdmin
 from sagas.admin.steps import side_of, stuck_in
-from sagas.admin.words import cause, saga_link
+from sagas.admin.words import breakable, cause, saga_link
 from sagas.models import Attention
 
 SHOWN = 3  # stuck steps in one cell
@@ -56,7 +56,7 @@ class AttentionAdmin(SagaAdmin):
     def stuck(self, saga: Any) -> str:
         names = [name if op == "action" else f"compensation of {name}" for name, op in saga.stuck.items()]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        return ", ".join(names[:SHOWN]) + more or "-"
+        return breakable(", ".join(names[:SHOWN]) + more or "-")
 
     @admin.display(description="error")
     def failure(self, saga: Any) -> str:

@@ -24,6 +24,7 @@ from core.console import (
 from core.encoding import decode, encode
 from core.models import between
 from sagas.admin.sagas import sagas_panel
+from sagas.admin.simulating import simulate
 from sagas.models import Definition, DefinitionName, Saga
 from sagas.plans import StepPlan, plan_of
 from sagas.services.courses import versioned
@@ -42,6 +43,7 @@ class DefinitionNameAdmin(RecordAdmin):
     """Definitions: what sagas of a name do, in their last version."""
 
     reads = "definitions.find"
+    actions = (simulate(lambda known: body_at(last_of(known))),)
     list_display = ("name", "namespace", "version", "step_count", instant("changed_at", "last changed"))
     list_filter = (NamespaceFilter,)
     search_help_text = "name prefix"
@@ -115,6 +117,7 @@ class DefinitionAdmin(RecordAdmin):
     """Each version of each definition, and steps that were given with the start of a saga."""
 
     reads = "definitions.get"
+    actions = (simulate(lambda definition: body_at(definition.pk)),)
     unloaded = ("body",)
     list_display = ("title", "version", "namespace", instant("created_at"))
     list_filter = (NamespaceFilter,)

@@ -15,7 +15,8 @@ LISTED = 100  # facts in the list
 FACTS = """select id, version, type, actor, recorded_at, coalesce(data->>'step', ''), coalesce(data->>'attempt', ''),
     coalesce(data->>'code', data->'error'->>'code', ''),
     left(coalesce(data->>'message', data->'error'->>'message', data->>'reason', data->>'why', ''), 300),
-    coalesce(data->>'for', ''), coalesce(data->>'signal', ''), data->>'retry_at', data->>'until'
+    coalesce(data->>'for', ''), coalesce(data->>'signal', ''), data->>'retry_at',
+    coalesce(data->>'until', data->>'start_at')
 from core_event where namespace_id = %s and stream = %s order by version desc limit %s"""
 
 

@@ -30,7 +30,7 @@ from core.models import Process
 from sagas.admin.facts import facts_of, history_panel
 from sagas.admin.steps import standing, steps_panel, stuck_panel
 from sagas.admin.timeline import timeline
-from sagas.admin.words import STATES, cause, length, saga_link, short, state_label
+from sagas.admin.words import STATES, breakable, cause, length, saga_link, short, state_label
 from sagas.models import Definition, Saga
 
 LISTED_NAMES = 100  # in a filter; any other can be searched for
@@ -119,6 +119,12 @@ class SagaAdmin(RecordAdmin):
         "input_json", "output_json", "metadata_json",
     )  # fmt: skip
 
+    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
+        """Without the namespace, where all rows are of the one that is chosen above them."""
+        if request.GET.get("q") or OneNamespace not in self.list_filter:
+            return self.list_display
+        return tuple(each for each in self.list_display if each != "namespace")
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         found: QuerySet[Any] = super().get_queryset(request)
         said: QuerySet[Any] = found.annotate(code=said_of_error("code"), message=said_of_error("message"))
@@ -148,7 +154,7 @@ class SagaAdmin(RecordAdmin):
 
     @admin.display(description="name")
     def title_of(self, saga: Saga) -> str:
-        return saga.title
+        return breakable(saga.title)
 
     @admin.display(description="status")
     def state(self, saga: Saga) -> str:
@@ -160,7 +166,7 @@ class SagaAdmin(RecordAdmin):
 
     @admin.display(description="current step")
     def step(self, saga: Saga) -> str:
-        return saga.current_step or "-"
+        return breakable(saga.current_step or "-")
 
     @admin.display(description="error")
     def failure(self, saga: Any) -> str:
@@ -181,7 +187,9 @@ class SagaAdmin(RecordAdmin):
     @admin.display(description="tags")
     def tag_list(self, saga: Saga) -> str:
         """Each leads to all that have it."""
-        tags = [(tag_url(key, value), f"{key}:{value}") for key, value in (saga.tags or {}).items()]
+        tags = [
+            (tag_url(key, value), breakable(f"{key}:{value}")) for key, value in (saga.tags or {}).items()
+        ]
         return format_html_join(" ", "{}", ((link(*tag),) for tag in tags)) or "-"
 
     @admin.display(description="may have left something")

@@ -107,7 +107,7 @@ class SagaLane(Lane):
         if what in ("resumed", "retried") or what.startswith("step_"):
             return self._before
         return {"started": "running"}.get(
-            what, what if what in ("paused", "compensating", "attention") else ""
+            what, what if what in ("scheduled", "paused", "compensating", "attention") else ""
         )
 
     def is_now(self, status: str) -> None:

@@ -1,9 +1,11 @@
 """How pages about sagas write things down."""
 
 import json
+import re
 from typing import Any
 
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import mark_safe
 
 from core.console import brief, label, link, span, url_of
 from core.encoding import encode
@@ -64,6 +66,12 @@ def folding(title: str, text: str) -> str:
         "</details>",
         title, text,
     )  # fmt: skip
+
+
+def breakable(text: str) -> str:
+    """A name in a column: a long one goes on in the next line, after what joins its words."""
+    parts = [part for part in re.split(r"(?<=[_.:-])", text) if part]
+    return format_html_join(mark_safe("<wbr>"), "{}", ((part,) for part in parts))
 
 
 def cause(code: str | None, message: str | None, most: int = CAUSE) -> str:

@@ -81,19 +81,23 @@ def create(
     *,
     metadata: str = "{}",
     tags: dict[str, str] | None = None,
-    deadline: datetime | None = None,
+    start_at: datetime | None = None,
+    deadline_seconds: float | None = None,
     saga_id: str | None = None,
     parent: str | None = None,
 ) -> tuple[Saga, Progress]:
-    """A saga, and its first steps. Parameters: `given`, its input as JSON text; `parent`, the saga and the step that it
-    is, as `saga.step`."""
-    progress = begin(plan, deadline.timestamp() if deadline else None)
+    """A saga, and its first steps, if it is not to start later. Parameters: `given`, its input as JSON text;
+    `start_at`, an instant to come; `deadline_seconds`, from its start; `parent`, the saga and the step that it is, as
+    `saga.step`."""
+    begins = start_at or tx.now
+    deadline = None if deadline_seconds is None else begins + timedelta(seconds=deadline_seconds)
+    progress = begin(plan, start_at, deadline)
     saga = tx.add(
         Saga,
         saga_id or tx.fresh_id(),
         title=name,
         definition=address,
-        status="running",
+        status=progress.status,
         progress="",
         input=given,
         metadata=metadata,
@@ -103,8 +107,8 @@ def create(
         deadline_at=deadline,
     )
     about = {"name": name, "definition": address.partition("/")[2], "input": Fragment(given),
-             "metadata": Fragment(metadata), "tags": tags or None, "parent": parent}  # fmt: skip
-    tx.emit(saga, "saga.started", told(about))
+             "metadata": Fragment(metadata), "tags": tags or None, "parent": parent, "start_at": start_at}  # fmt: skip
+    tx.emit(saga, "saga.scheduled" if start_at else "saga.started", told(about))
     course = course_of(tx, saga, progress)
     course.proceed()
     store(tx, saga, course)
@@ -118,8 +122,13 @@ def saga_of(tx: Transaction, saga_id: str) -> Saga:
     return found
 
 
-def begin(plan: Plan, deadline: float | None) -> Progress:
-    return Progress(deadline=deadline, steps={name: StepProgress() for name in plan.steps})
+def begin(plan: Plan, start_at: datetime | None, deadline: datetime | None) -> Progress:
+    return Progress(
+        "scheduled" if start_at else "running",
+        start_at=start_at.timestamp() if start_at else None,
+        deadline=deadline.timestamp() if deadline else None,
+        steps={name: StepProgress() for name in plan.steps},
+    )
 
 
 def course_of(tx: Transaction, saga: Saga, progress: Progress | None = None) -> Course:
@@ -310,7 +319,7 @@ def note(tx: Transaction, saga: Saga, course: Course) -> None:
     saga.error = encode(progress.error).decode() if progress.error else None
     saga.current_step = current_step(progress)
     saga.progress = stored_progress.to_text(progress)
-    due = course.now if course.is_owner_needed else wake_at(progress)
+    due = course.now if course.is_owner_needed else wake_at(progress, course.now)
     is_mine = worker.is_here and course.serves is not None and not progress.is_over
     is_near = due is not None and due <= course.now + NEAR
     if is_mine and (progress.is_calling or is_near):

@@ -20,7 +20,7 @@ from sagas.errors import SagaNotFound
 from sagas.plans import Plan
 from sagas.rules import RESTING
 from sagas.services.courses import known_plan, plan_at
-from sagas.states import steps_of
+from sagas.states import at, steps_of
 from sagas.types import (
     History,
     HistoryEvent,
@@ -93,7 +93,8 @@ async def seen(row: Row) -> SagaState:
     plan, stands = await stored_plan(definition), stored_progress.from_text(progress)
     return SagaState(
         address.partition("/")[2], title, status, reason, step, Fragment(given), json(output), json(error),
-        json(metadata) or {}, json(tags) or {}, dirty, steps_of(plan, stands), created, deadline, finished,
+        json(metadata) or {}, json(tags) or {}, dirty, steps_of(plan, stands), created,
+        at(stands.start_at), deadline, finished,
     )  # fmt: skip
 
 

@@ -106,13 +106,16 @@ def terminate(tx: Transaction, *, saga_id: SagaId, reason: Text) -> SagaState:
 
 
 @command("POST sagas/{saga_id}/signal", returns=SagaState, touches=touches)
-def signal(tx: Transaction, *, saga_id: SagaId, signal: StepName, payload: Json = None) -> SagaState:
+def signal(
+    tx: Transaction, *, saga_id: SagaId, signal: StepName, payload: Json = None, reason: Text | None = None
+) -> SagaState:
     """Give a signal to the steps that wait for it; with none, it is kept for the first that will. The payload is
-    that step's output.
+    that step's output. The history says the `reason`.
 
     Errors: `saga_not_found` (404), `saga_over` (409).
     """
-    return told(tx, saga_id, None, lambda course: course.signal(signal, decode(payload or "null")))
+    given = decode(payload or "null")
+    return told(tx, saga_id, None, lambda course: course.signal(signal, given, reason))
 
 
 @command("POST sagas/{saga_id}/retry", returns=SagaState, touches=touches)

@@ -21,8 +21,8 @@ from core.errors import Invalid, NotFound
 from core.models import between
 from core.operations import command, query
 from core.runtime import carry_out_found, every
-from core.types import Cursor, Json, Limit, encode_cursor
-from sagas.errors import DefinitionNotFound
+from core.types import Cursor, Json, Limit, Text, encode_cursor
+from sagas.errors import DefinitionNotFound, NotPaused
 from sagas.models import Saga, Schedule
 from sagas.rules import FINAL
 from sagas.services.courses import create, named
@@ -31,6 +31,7 @@ from sagas.worker import worker
 
 MOST = 100  # missed times that are made up for at once
 LATE = 60.0  # seconds after which a time counts as missed
+BACK = [timedelta(hours=1), timedelta(days=1), timedelta(days=40), timedelta(days=36500)]
 
 
 class ScheduleNotFound(NotFound):
@@ -115,11 +116,25 @@ def times_after(schedule: Any, moment: datetime) -> Iterator[datetime]:
 def due_times(schedule: Any, now: datetime) -> list[datetime]:
     """The times that have come and are to be acted upon."""
     just_before = schedule.next_at - timedelta(seconds=1)
-    due = takewhile(lambda each: each <= now, times_after(schedule, just_before))
     if schedule.catch_up == "all":
-        return list(islice(due, MOST))
-    last = list(deque(due, maxlen=1))
+        return list(islice(times_between(schedule, just_before, now), MOST))
+    last = last_due(schedule, just_before, now)
     return last if schedule.catch_up == "last" else [at for at in last if (now - at).total_seconds() <= LATE]
+
+
+def times_between(schedule: Any, start: datetime, now: datetime) -> Iterator[datetime]:
+    return takewhile(lambda each: each <= now, times_after(schedule, start))
+
+
+def last_due(schedule: Any, start: datetime, now: datetime) -> list[datetime]:
+    """The last time between, if there is one. Looked for from the end: every minute of a long pause would hold all
+    others up."""
+    for back in BACK:
+        begin = max(start, now - back)
+        found = list(deque(times_between(schedule, begin, now), maxlen=1))
+        if found or begin == start:
+            return found
+    return []
 
 
 # -- operations ----------------------------------------------------------------------------------------
@@ -146,7 +161,7 @@ def put(
 ) -> ScheduleState:
     """Start sagas of a definition by the clock: `cron` (five fields, in `time_zone`) or every `interval_seconds` (1 or
     more). While the last one is not over, `overlap` skip leaves a time out. `catch_up` says what becomes of times that
-    passed while nobody served or it was `paused`: none, the last of them, or all (at most 100).
+    passed while nobody served or it was `paused`: none, the last of them, or all (at most 100). Other times begin anew.
 
     Errors: `definition_not_found` (404).
     """
@@ -155,9 +170,11 @@ def put(
     named(tx, definition, definition_version)
     found = tx.get(Schedule, name) or tx.add(Schedule, name, created_at=tx.now)
     found.definition, found.definition_version = definition, definition_version
+    is_other = (found.cron, found.interval_seconds, found.time_zone) != (cron, interval_seconds, time_zone)
     found.cron, found.interval_seconds, found.time_zone = cron, interval_seconds, time_zone
     found.input, found.overlap, found.catch_up, found.is_paused = input or "null", overlap, catch_up, paused
-    found.next_at = None if paused else next(times_after(found, tx.now))
+    if is_other or found.next_at is None:
+        found.next_at = next(times_after(found, tx.now))
     tx.emit(found, "schedule.put", {"definition": definition, "cron": cron, "interval_seconds": interval_seconds,
                                     "time_zone": time_zone, "paused": paused})  # fmt: skip
     return state(found)
@@ -166,22 +183,73 @@ def put(
 def state(found: Schedule) -> ScheduleState:
     overlap: Any = found.overlap
     catch_up: Any = found.catch_up
+    next_at = None if found.is_paused else found.next_at
     return ScheduleState(
         found.name, found.definition, found.definition_version, found.cron, found.interval_seconds, found.time_zone,
-        Fragment(found.input), overlap, catch_up, found.is_paused, found.next_at, found.last_at, found.last_saga,
+        Fragment(found.input), overlap, catch_up, found.is_paused, next_at, found.last_at, found.last_saga,
     )  # fmt: skip
 
 
+def schedule_of(tx: Transaction, name: str) -> Schedule:
+    """Raises: ScheduleNotFound."""
+    if (found := tx.get(Schedule, name)) is None:
+        raise ScheduleNotFound(f"There is no schedule {name}.", name=name)
+    return found
+
+
+def because(reason: str | None) -> dict[str, str]:
+    return {} if reason is None else {"reason": reason}
+
+
+@command("POST saga-schedules/{name}/pause", name="schedules.pause", returns=ScheduleState, touches=touches)
+def pause(tx: Transaction, *, name: SagaName, reason: Text | None = None) -> ScheduleState:
+    """Start no more sagas by the clock until it is resumed. Those that are under way go on.
+
+    Errors: `schedule_not_found` (404).
+    """
+    found = schedule_of(tx, name)
+    found.is_paused = True
+    tx.emit(found, "schedule.paused", because(reason))
+    return state(found)
+
+
+@command("POST saga-schedules/{name}/resume", name="schedules.resume", returns=ScheduleState, touches=touches)
+def resume(tx: Transaction, *, name: SagaName, reason: Text | None = None) -> ScheduleState:
+    """Go by the clock again. What becomes of the times that passed meanwhile `catch_up` says.
+
+    Errors: `schedule_not_found` (404), `not_paused` (409).
+    """
+    found = schedule_of(tx, name)
+    if not found.is_paused:
+        raise NotPaused("The schedule is not paused.", name=name)
+    found.is_paused = False
+    found.next_at = found.next_at or next(
+        times_after(found, tx.now)
+    )  # one made paused by an earlier version has none
+    tx.emit(found, "schedule.resumed", because(reason))
+    return state(found)
+
+
+@command("POST saga-schedules/{name}/run", name="schedules.run", returns=ScheduleState, touches=touches)
+def run(tx: Transaction, *, name: SagaName, reason: Text | None = None) -> ScheduleState:
+    """Start a saga of it now, whatever the clock says, also beside the last one and while it is paused. Its times
+    stay as they are. `last_saga_id` of the answer is the saga.
+
+    Errors: `schedule_not_found`, `definition_not_found` (404).
+    """
+    found = schedule_of(tx, name)
+    begin_one(tx, found, tx.now, **because(reason))
+    return state(found)
+
+
 @command("DELETE saga-schedules/{name}", name="schedules.drop", returns=Dropped, touches=touches)
-def drop(tx: Transaction, *, name: SagaName) -> Dropped:
+def drop(tx: Transaction, *, name: SagaName, reason: Text | None = None) -> Dropped:
     """Forget a schedule. Sagas that it started go on.
 
     Errors: `schedule_not_found` (404).
     """
-    found = tx.get(Schedule, name)
-    if found is None:
-        raise ScheduleNotFound(f"There is no schedule {name}.", name=name)
-    tx.emit(found, "schedule.dropped", {})
+    found = schedule_of(tx, name)
+    tx.emit(found, "schedule.dropped", because(reason))
     tx.remove(found)
     return Dropped(name, True)
 
@@ -217,14 +285,30 @@ async def find(call: Call, *, limit: Limit = 50, cursor: Cursor | None = None) -
 
 
 def seen(row: Row) -> ScheduleState:
-    address, definition, version, cron, interval, zone, given, *rest = row
-    name = address.partition("/")[2]
-    return ScheduleState(name, definition, version, cron, interval, zone, Fragment(given), *rest)
+    (
+        address,
+        definition,
+        version,
+        cron,
+        interval,
+        zone,
+        given,
+        overlap,
+        catch_up,
+        is_paused,
+        next_at,
+        *last,
+    ) = row
+    return ScheduleState(
+        address.partition("/")[2], definition, version, cron, interval, zone, Fragment(given), overlap, catch_up,
+        is_paused, None if is_paused else next_at, *last,
+    )  # fmt: skip
 
 
 # -- by the clock --------------------------------------------------------------------------------------
 
-DUE = "select id from sagas_schedule where next_at <= statement_timestamp() order by next_at limit 200"
+DUE = """select id from sagas_schedule where next_at <= statement_timestamp() and not is_paused
+order by next_at limit 200"""
 
 
 @every(0.5)
@@ -238,7 +322,7 @@ def fire(tx: Transaction, *, names: list[str]) -> int:
     """Start what schedules say is due. That several processes see it is due starts it once: the row tells."""
     for name in names:
         schedule = tx.get(Schedule, name)
-        if schedule is None or schedule.next_at is None or schedule.next_at > tx.now:
+        if schedule is None or schedule.is_paused or schedule.next_at is None or schedule.next_at > tx.now:
             continue
         times = due_times(schedule, tx.now)
         for moment in times:
@@ -256,11 +340,15 @@ def start_one(tx: Transaction, schedule: Schedule, moment: datetime) -> None:
         )
         return
     try:
-        address, plan = named(tx, schedule.definition, schedule.definition_version)
+        begin_one(tx, schedule, moment)
     except DefinitionNotFound as refusal:
         tx.emit(schedule, "schedule.failed", {"due_at": moment, "because": str(refusal)})
-        return
+
+
+def begin_one(tx: Transaction, schedule: Schedule, moment: datetime, **more: str) -> None:
+    """Raises: DefinitionNotFound."""
+    address, plan = named(tx, schedule.definition, schedule.definition_version)
     metadata = encode({"schedule": schedule.name, "due_at": moment}).decode()
     saga, _ = create(tx, schedule.definition, address, plan, schedule.input, metadata=metadata)
     schedule.last_at, schedule.last_saga = tx.now, saga.name
-    tx.emit(schedule, "schedule.fired", {"due_at": moment, "saga_id": saga.name})
+    tx.emit(schedule, "schedule.fired", {"due_at": moment, "saga_id": saga.name, **more})

@@ -102,7 +102,7 @@ class Playing:
         if self._progress.is_over or self._progress.status == "attention":
             return False
         if not (course.sends or course.begins or self._signals()):
-            due = wake_at(self._progress)
+            due = wake_at(self._progress, self._now)
             self._now = max(self._now, due) if due is not None else self._now
             return due is not None
         return True

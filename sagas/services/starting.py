@@ -1,7 +1,7 @@
 """Starting sagas."""
 
 import hashlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from orjson import Fragment
@@ -12,9 +12,10 @@ from core.callers import Call
 from core.encoding import decode, encode
 from core.errors import Invalid
 from core.operations import command
-from core.types import Json, Object, Wait
+from core.types import Instant, Json, Object, Wait
 from sagas.models import Definition, DefinitionName
 from sagas.plans import Plan, compile_plan
+from sagas.rules import LONGEST
 from sagas.services.courses import create, named, plan_at
 from sagas.services.looking import at_rest
 from sagas.states import state_of
@@ -54,6 +55,8 @@ def start(
     compensation_order: Order = "reverse",
     metadata: Object = "{}",
     tags: Tags = {},  # noqa: B006
+    start_at: Instant | None = None,
+    delay_seconds: Seconds | None = None,
     deadline_seconds: Annotated[Seconds, Field(gt=0)] | None = None,
     wait_seconds: Wait = 0.0,
 ) -> SagaState:
@@ -62,18 +65,34 @@ def start(
     `steps` says what is to be done, or `definition` (and `definition_version`, the last unless said) names it.
     `input` is any JSON, which steps see as `${input}`. `output` is what the saga answers in the end, a template.
     `compensation_order`: reverse (of the graph; independent branches together), sequential, parallel.
-    After `deadline_seconds` a saga that is not over turns back. `wait_seconds` (at most 300) holds the answer until
-    it is over, or needs a human. Once this is answered the saga is carried out, through every crash; its participants
-    are called at least once, with the same Idempotency-Key at every attempt.
+    With `start_at`, an instant, or `delay_seconds` (either at most ten years ahead) it is `scheduled` until then.
+    After `deadline_seconds` from its start a saga that is not over turns back. `wait_seconds` (at most 300) holds the
+    answer until it is over, or needs a human. Once this is answered the saga is carried out, through every crash; its
+    participants are called at least once, with the same Idempotency-Key at every attempt.
 
     Errors: `invalid` (422) names every fault of the steps: circles, unknown steps, templates; `definition_not_found`.
     """
     address, plan = definition_for(tx, steps, definition, definition_version, output, compensation_order)
-    deadline = None if deadline_seconds is None else tx.now + timedelta(seconds=deadline_seconds)
+    begins = when(tx.now, start_at, delay_seconds)
     saga, progress = create(
-        tx, name, address, plan, input or "null", metadata=metadata, tags=tags, deadline=deadline
-    )
+        tx, name, address, plan, input or "null", metadata=metadata, tags=tags, start_at=begins,
+        deadline_seconds=deadline_seconds,
+    )  # fmt: skip
     return state_of(saga, plan, progress)
+
+
+def when(now: datetime, start_at: datetime | None, delay_seconds: float | None) -> datetime | None:
+    """When a saga is to start; none, at once: also one whose instant has passed.
+
+    Raises: Invalid.
+    """
+    if start_at is not None and delay_seconds is not None:
+        detail = "not both start_at and delay_seconds"
+        raise Invalid([{"pointer": "/start_at", "code": "one_of", "detail": detail}])
+    if start_at is not None and start_at > now + timedelta(seconds=LONGEST):
+        raise Invalid([{"pointer": "/start_at", "code": "too_late", "detail": "at most ten years ahead"}])
+    begins = start_at or now + timedelta(seconds=delay_seconds or 0.0)
+    return begins if begins > now else None
 
 
 def definition_for(

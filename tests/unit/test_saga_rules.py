@@ -127,8 +127,8 @@ class Ledger:
 class Referee:
     """He hears of answers, sees what is said and sent, and blows the whistle at what was not allowed."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.now, self.was_paused = plan, START, False
+    def __init__(self, plan: Plan, start_at: float = START) -> None:
+        self.plan, self.start_at, self.now, self.was_paused = plan, start_at, START, False
         self.ledgers = {(name, op): Ledger() for name in plan.steps for op in ("action", "compensate")}
         self.awake: dict[str, float] = {}  # when a sleep ends
         self.is_turned = False
@@ -211,6 +211,9 @@ class Referee:
             assert course.saga.status == self.final
             assert not course.sends
             return
+        if self.now < self.start_at:
+            assert not course.sends, "it was to start later"
+            assert not any(kind in BEGUN or kind == "saga.started" for kind, _ in course.facts)
         sends = iter(course.sends)
         for key in self.ledgers:
             self.sees_given_up(course, *key)
@@ -420,9 +423,9 @@ class Game:
         """What does it wait for?"""
         if self.progress.status == "attention":
             assert course.stuck
-            assert wake_at(self.progress) is None
-        elif self.progress.status in ("running", "compensating"):
-            due = wake_at(self.progress)
+            assert wake_at(self.progress, self.now) is None
+        elif self.progress.status in ("scheduled", "running", "compensating"):
+            due = wake_at(self.progress, self.now)
             assert self.progress.is_calling or course.is_owner_needed or due is not None
             assert due is None or due > self.now or course.is_owner_needed, "it is looked at again and again"
 
@@ -503,7 +506,7 @@ class Game:
         self.decide()
 
     def pause(self, move: Move) -> None:
-        if self.progress.status in ("running", "compensating", "attention"):
+        if self.progress.status in ("scheduled", "running", "compensating", "attention"):
             self.referee.was_paused = True
             self.decide(Course.pause)
 
@@ -572,7 +575,7 @@ class Game:
         elif self.under_way("queue"):
             self.poll(Move("poll", 0, "", False))
         else:
-            due = wake_at(self.progress)
+            due = wake_at(self.progress, self.now)
             self.now = max(self.now, due or self.now)
             self.decide()
 
@@ -591,12 +594,15 @@ moves = st.builds(
 )
 
 
-def play(graph: Graph, turns: list[Move], deadline: float | None) -> None:
+def play(graph: Graph, turns: list[Move], deadline: float | None, delay: float) -> None:
     plan = compile_plan(graph.steps, order=graph.order)
     progress = Progress(
-        deadline=deadline and START + deadline, steps={name: StepProgress() for name in plan.steps}
+        "scheduled" if delay else "running",
+        start_at=START + delay if delay else None,
+        deadline=deadline and START + delay + deadline,
+        steps={name: StepProgress() for name in plan.steps},
     )
-    game = Game(plan, progress, Referee(plan))
+    game = Game(plan, progress, Referee(plan, START + delay))
     game.decide()
     for move in turns:
         game.play(move)
@@ -607,9 +613,14 @@ def play(graph: Graph, turns: list[Move], deadline: float | None) -> None:
 
 def run(examples: int, **more: Any) -> None:
     @settings(QUIET, max_examples=examples, **more)
-    @given(graphs(), st.lists(moves, max_size=40), st.sampled_from([None, None, None, 12.0]))
-    def property_holds(graph: Graph, turns: list[Move], deadline: float | None) -> None:
-        play(graph, turns, deadline)
+    @given(
+        graphs(),
+        st.lists(moves, max_size=40),
+        st.sampled_from([None, None, None, 12.0]),
+        st.sampled_from([0.0, 0.0, 0.0, 4.0]),
+    )
+    def property_holds(graph: Graph, turns: list[Move], deadline: float | None, delay: float) -> None:
+        play(graph, turns, deadline, delay)
 
     property_holds()
 
@@ -683,7 +694,7 @@ def test_deadline_that_waits_for_a_pivot_wakes_nobody() -> None:
     done(game, "a")
     game.now += 2
     game.decide()
-    assert wake_at(game.progress) is None  # who calls looks after the call
+    assert wake_at(game.progress, game.now) is None  # who calls looks after the call
     game.hear("b", "action", Outcome("failed"))
     assert (game.progress.status, game.progress.reason) == ("compensating", "deadline")
 
@@ -738,6 +749,70 @@ def test_call_that_was_accepted_and_did_nothing_is_not_compensated() -> None:
     game.hear("a", "action", Outcome("accepted"))
     game.hear("a", "action", Outcome("failed"))
     assert game.progress.status == "failed"
+
+
+def scheduled(delay: float, deadline: float | None = None) -> Game:
+    plan = compile_plan([call("a")])
+    progress = Progress(
+        "scheduled", start_at=START + delay, deadline=deadline and START + delay + deadline,
+        steps={"a": StepProgress()},
+    )  # fmt: skip
+    game = Game(plan, progress, Referee(plan, START + delay))
+    game.decide()
+    return game
+
+
+def test_a_deadline_counts_from_a_start_that_is_late() -> None:
+    game = scheduled(10.0, deadline=5.0)
+    game.now += 100.0
+    game.decide()
+    assert (game.progress.status, game.progress.deadline) == ("running", START + 105.0)
+    game.now += 5.0
+    game.decide()
+    assert (game.progress.status, game.progress.reason) == ("compensating", "deadline")
+
+
+def test_the_instant_of_a_start_stays_where_it_is_in_a_pause() -> None:
+    game = scheduled(10.0, deadline=5.0)
+    game.decide(Course.pause)
+    assert wake_at(game.progress, game.now) is None
+    game.now += 4.0
+    game.decide(Course.resume)
+    assert (game.progress.status, wake_at(game.progress, game.now)) == ("scheduled", START + 10.0)
+    assert game.progress.deadline == START + 15.0
+
+
+def test_a_pause_over_the_start_lets_it_start_afterwards() -> None:
+    game = scheduled(10.0)
+    game.decide(Course.pause)
+    game.now += 20.0
+    game.decide()
+    assert game.progress.status == "paused"
+    game.decide(Course.resume)
+    assert (game.progress.status, game.under_way("called")) == ("running", [("a", "action")])
+
+
+@pytest.mark.parametrize("verb", [Course.cancel, Course.terminate])
+def test_who_was_not_started_leaves_nothing(verb: Any) -> None:
+    game = scheduled(10.0)
+    course = game.decide(lambda course: verb(course, "enough"))
+    assert (game.progress.status, game.progress.dirty) == (
+        {"cancel": "failed"}.get(verb.__name__, "terminated"),
+        False,
+    )
+    assert (course.sends, wake_at(game.progress, game.now)) == ([], None)
+
+
+def test_a_deadline_that_a_pivot_holds_up_is_no_reason_to_look_again_and_again() -> None:
+    plan = compile_plan([call("a", pivot=True, timeout_seconds=60.0)])
+    game = Game(plan, Progress(deadline=START + 5.0, steps={"a": StepProgress()}), Referee(plan))
+    game.decide()
+    game.hear("a", "action", Outcome("accepted"))
+    game.now += 6.0
+    game.decide()
+    assert (game.progress.status, wake_at(game.progress, game.now)) == ("running", START + 60.0)
+    game.hear("a", "action", Outcome("succeeded"))
+    assert game.progress.status == "succeeded"
 
 
 def in_vain(*_: Any) -> None:
@@ -848,6 +923,11 @@ def delay_is_none(*_: Any) -> float:
     return 0.0
 
 
+def start_at_once(course: Course) -> None:
+    """Whatever was said of it."""
+    course.saga.status = "running"
+
+
 def stop_goes_on(course: Course, step: StepPlan, progress: StepProgress) -> None:
     """What waits to be tried again is tried again."""
     if progress.action.status == "backoff":
@@ -872,6 +952,7 @@ BROKEN: dict[str, tuple[str, Any]] = {
     "nobody looks again after a failure": ("_failed_attempt", backoff_is_forgotten),
     "Retry-After is ignored": ("_delay", delay_is_none),
     "action is tried again on the way back": ("_stop", stop_goes_on),
+    "it starts before its time": ("_start", start_at_once),
 }
 
 

@@ -135,5 +135,31 @@ def top(
                 live.update(frame, refresh=True)
 
 
-generated.add_commands(app)
+def watch(
+    ctx: typer.Context,
+    saga_id: Annotated[str, typer.Argument(help="the id of the saga", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="each event whole, a line of JSON")] = False,
+) -> None:
+    """What became of a saga and becomes of it, a line a change, until it is over or needs a human.
+
+    Exit codes: 0 succeeded, 10 compensated, 11 failed, 12 terminated, 13 attention; 1 to 5 as everywhere. A Syros that
+    goes away meanwhile is waited for.
+    """
+    ctx.meta[output.JSON] = json
+    place = find_place(ctx.obj)
+    from syros.cli import saga
+
+    with place.client() as client:
+        found = client.call("sagas.get", {"saga_id": saga_id})
+        width = max(len("saga"), *(len(step["name"]) for step in found["steps"]))
+
+        def tell(event: dict[str, Any]) -> None:
+            print(output.as_json({"event": event}) if json else saga.line(event, width), flush=True)
+
+        code = saga.follow(client, saga_id, tell)
+    raise typer.Exit(code)
+
+
+groups = generated.add_commands(app)
+groups["sagas"].command("watch")(watch)
 account.register(app)

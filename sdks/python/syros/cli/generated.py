@@ -23,8 +23,8 @@ TYPES: dict[str, type] = {"integer": int, "number": float, "boolean": bool}
 JSON_HELP = "JSON, @FILE, or - for stdin"
 
 
-def add_commands(app: typer.Typer) -> None:
-    """`syros <group> <verb>` for every operation."""
+def add_commands(app: typer.Typer) -> dict[str, typer.Typer]:
+    """`syros <group> <verb>` for every operation. Returns the groups, by name."""
     groups: dict[str, typer.Typer] = {}
     for operation in operations().values():
         group, _, verb = operation.name.replace("_", "-").partition(".")
@@ -32,6 +32,7 @@ def add_commands(app: typer.Typer) -> None:
             groups[group] = typer.Typer(no_args_is_help=True)
             app.add_typer(groups[group], name=group, help=f"The operations of {group}.")
         groups[group].command(verb, help=operation.doc)(command(operation))
+    return groups
 
 
 def command(operation: Operation) -> Callable[..., None]:
