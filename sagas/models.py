@@ -103,6 +103,7 @@ class Task(Aggregate):
     attempt = models.IntegerField()
     body = JSONTextField()  # what the worker is given beside its lease
     queued_at = models.DateTimeField()
+    fetched_at = models.DateTimeField(null=True)
     worker = models.TextField(null=True)
     lease_token = models.TextField(null=True)
     lease_until = models.DateTimeField(null=True)

@@ -111,6 +111,7 @@ class Outcome:
     code: str | None = None
     message: str = ""
     retry_after: float | None = None  # seconds
+    fetched: float | None = None  # when a worker fetched it, in Unix seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,7 +505,10 @@ class Course:
         if progress.is_verifying and op != "compensate":
             self._verified(step, side, outcome)
         else:
+            said = len(self.facts)
             self._heard(step, side, op, outcome)
+            if outcome.fetched is not None and len(self.facts) > said:
+                self.facts[said][1]["fetched_at"] = outcome.fetched
         return True
 
     def _verified(self, step: StepPlan, side: Side, outcome: Outcome) -> None:

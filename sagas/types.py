@@ -193,6 +193,82 @@ class History:
     has_more: bool
 
 
+WaitReason = Literal[
+    "retry", "ongoing", "deferred", "worker", "locks", "time", "signal", "saga", "answer",
+]  # fmt: skip
+
+
+@dataclass(slots=True)
+class TimelineState:
+    """What the saga was from then to then, until it was over; `finished_at` is null of what it is now."""
+
+    status: Status
+    started_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(slots=True)
+class TimelineAttempt:
+    """One attempt. `by`: push, a call; pull, a worker who fetched it. `outcome`: succeeded, failed, refused,
+    misconfigured, unknown, ongoing, deferred; lost (whoever called is gone), abandoned (the saga was ended); of a
+    question about an action: applied, not_applied, unknown; null while it is under way."""
+
+    attempt: int
+    by: Literal["push", "pull"]
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: str | None
+    code: str | None
+    message: str | None
+
+
+@dataclass(slots=True)
+class TimelineWait:
+    """Time in which nothing could be done but wait. `reason`: retry (the pause before the next attempt), ongoing (the
+    participant is at it and wants to be asked again), deferred (its service answers nobody), worker (nobody has fetched
+    it), locks, time (a sleep), signal, saga (the step is one), answer (it was accepted and is answered later). `about`:
+    the signal, or the keys of the locks. `until`: when it ends at the latest, as was said when it began."""
+
+    reason: WaitReason
+    about: str | None
+    attempt: int | None
+    started_at: datetime
+    finished_at: datetime | None
+    until: datetime | None
+
+
+@dataclass(slots=True)
+class TimelineLane:
+    """One side of a step: its action, its compensation, or what its participant was asked about the action (verify).
+    `outcome` of it all: succeeded, failed, unknown, stuck, skipped; applied, not_applied; null while it is not over."""
+
+    step: str
+    side: Literal["action", "compensation", "verify"]
+    outcome: str | None
+    code: str | None
+    message: str | None
+    finished_at: datetime | None
+    attempts: list[TimelineAttempt]
+    waits: list[TimelineWait]
+
+
+@dataclass(slots=True)
+class Timeline:
+    """What a saga did and when, as of `as_of`. `is_cut`: it is told from the last events only, from
+    `from_version` on."""
+
+    saga_id: str
+    name: str
+    status: Status
+    created_at: datetime
+    finished_at: datetime | None
+    as_of: datetime
+    states: list[TimelineState]
+    lanes: list[TimelineLane]
+    from_version: int
+    is_cut: bool
+
+
 @dataclass(slots=True)
 class Task:
     """Work for a worker of a service that polls. `lease_token` proves that it is the worker's; the key is the same

@@ -46,10 +46,10 @@ def reaches(door: Door, saga_id: str, *statuses: str, seconds: float = 10.0) -> 
     return found
 
 
-def fetched(door: Door) -> Any:
+def fetched(door: Door, service: str = "shop") -> Any:
     """The next task for a worker; not every door can wait for it."""
     deadline = time.monotonic() + 10
-    while not (found := door("workers.poll", service="shop", worker_id="w")["tasks"]):
+    while not (found := door("workers.poll", service=service, worker_id="w")["tasks"]):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     (task,) = found
@@ -254,6 +254,68 @@ def test_sagas_are_found(call: Door) -> None:
     assert find(limit=1, cursor=page["next_cursor"]) == [over]
 
 
+def test_a_timeline_tells_attempts_and_waits(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    answers: list[Any] = [(503, {"code": "busy"}, {}), (200, None, {})]
+    participant.script["a"] = lambda asked: answers.pop(0)
+    participant.script["undo_a"] = lambda asked: (200, None, {})
+    work = step("w", service="nobody")
+    saga_id = start(call, step("a", retry_policy=RETRY), {"name": "s", "kind": "signal"}, work, step("never"))
+    call("sagas.signal", saga_id=saga_id, signal="s")
+    task = fetched(call, "nobody")
+    lease = {"task_id": task["task_id"], "lease_token": task["lease_token"]}
+    under_way = lanes_of(call, saga_id)["w", "action"]
+    assert [(each["attempt"], each["by"], each["outcome"]) for each in under_way["attempts"]] == [
+        (1, "pull", None)
+    ]
+    call("tasks.fail", **lease, code="no")
+    reaches(call, saga_id, "compensated")
+    found = call("sagas.timeline", saga_id=saga_id)
+    assert (found["saga_id"], found["name"], found["status"]) == (saga_id, "order", "compensated")
+    assert (found["from_version"], found["is_cut"]) == (1, False)
+    assert [each["status"] for each in found["states"]] == ["running", "compensating"]
+    assert found["states"][1]["finished_at"] >= found["finished_at"]
+    assert found["states"][0]["finished_at"] == found["states"][1]["started_at"]
+    lanes = lanes_of(call, saga_id)
+    assert list(lanes) == [
+        ("a", "action"), ("s", "action"), ("w", "action"), ("never", "action"), ("a", "compensation"),
+    ]  # fmt: skip
+    told = [(each["by"], each["outcome"], each["code"]) for each in lanes["a", "action"]["attempts"]]
+    assert told == [("push", "unknown", "busy"), ("push", "succeeded", None)]
+    first, second = lanes["a", "action"]["attempts"]
+    (pause,) = lanes["a", "action"]["waits"]
+    assert (pause["reason"], pause["started_at"], pause["finished_at"]) == (
+        "retry", first["finished_at"], second["started_at"],
+    )  # fmt: skip
+    (queued,), (worked,) = lanes["w", "action"]["waits"], lanes["w", "action"]["attempts"]
+    assert (queued["reason"], worked["by"], worked["outcome"], worked["code"]) == (
+        "worker", "pull", "failed", "no",
+    )  # fmt: skip
+    assert queued["started_at"] < queued["finished_at"] == worked["started_at"] < worked["finished_at"]
+    assert under_way["attempts"][0]["started_at"] == worked["started_at"]
+    assert (lanes["w", "action"]["outcome"], lanes["w", "action"]["code"]) == ("failed", "no")
+    assert (lanes["never", "action"]["outcome"], lanes["never", "action"]["attempts"]) == (None, [])
+    assert lanes["a", "compensation"]["outcome"] == "succeeded"
+
+
+def lanes_of(door: Door, saga_id: str) -> dict[tuple[str, str], Any]:
+    lanes = door("sagas.timeline", saga_id=saga_id)["lanes"]
+    return {(lane["step"], lane["side"]): lane for lane in lanes}
+
+
+def test_a_timeline_of_many_events_says_that_it_is_cut(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sagas.services import looking
+
+    naps = [{"name": f"s{n}", "kind": "sleep", "seconds": 0} for n in range(5)]
+    saga_id = start(lane, *naps)
+    reaches(lane, saga_id, "succeeded")
+    version = lane("sagas.history", saga_id=saga_id)["version"]
+    monkeypatch.setattr(looking, "TOLD", 4)
+    found = lane("sagas.timeline", saga_id=saga_id)
+    assert (found["from_version"], found["is_cut"]) == (version - 3, True)
+    assert len(found["lanes"]) == 5
+
+
 def test_the_same_key_starts_one_saga(call: Door) -> None:
     wait = {"name": "a", "kind": "sleep", "seconds": 0}
     first, again = (call("sagas.start", name="x", steps=[wait], _={"key": "k"}) for _ in range(2))
@@ -264,7 +326,7 @@ def test_the_same_key_starts_one_saga(call: Door) -> None:
 
 
 def test_what_is_not_there(call: Door) -> None:
-    for operation in ("sagas.get", "sagas.history", "sagas.pause"):
+    for operation in ("sagas.get", "sagas.history", "sagas.timeline", "sagas.pause"):
         with pytest.raises(Refused, match="saga_not_found"):
             call(operation, saga_id="nothing")
     with pytest.raises(Refused, match="task_not_found"):

@@ -191,7 +191,7 @@ def store(tx: Transaction, saga: Saga, course: Course) -> None:
 def told(data: dict[str, Any]) -> dict[str, Any]:
     """A fact as the log has it: instants as such, and `for` by its name."""
     found = {name.rstrip("_"): value for name, value in data.items() if value is not None}
-    for name in ("until", "retry_at"):
+    for name in ("until", "retry_at", "fetched_at"):
         if name in found:
             found[name] = instant(found[name])
     return found

@@ -16,7 +16,9 @@ from core.operations import query
 from core.runtime import runtime
 from core.types import Cursor, Instant, Limit, Text, Wait, encode_cursor
 from sagas import progress as stored_progress
+from sagas import timeline as told
 from sagas.errors import SagaNotFound
+from sagas.facts import FACTS, FETCHED, TOLD, Fact
 from sagas.plans import Plan
 from sagas.rules import RESTING
 from sagas.services.courses import known_plan, plan_at
@@ -30,6 +32,7 @@ from sagas.types import (
     SagaState,
     SagaSummary,
     Status,
+    Timeline,
 )
 from sagas.worker import worker
 
@@ -186,3 +189,28 @@ async def history(
         for place, version, kind, data, actor, recorded in found[:limit]
     ]
     return History(saga_id, events, events[-1].version if events else 0, len(found) > limit)
+
+
+STANDS = """select title, status, created_at, finished_at, progress::text, clock_timestamp() from sagas_saga
+    where id = %s"""
+
+
+@query("GET sagas/{saga_id}/timeline", returns=Timeline)
+async def timeline(call: Call, *, saga_id: SagaId) -> Timeline:
+    """What a saga did and when: the states it was in, and a lane for each side of a step, with its attempts and with
+    what it waited for. It is told from the last 2,000 events of the saga; `is_cut` says that there were more.
+
+    Errors: `saga_not_found` (404).
+    """
+    address = f"{call.namespace.name}/{saga_id}"
+    found = await rows(STANDS, [address])
+    if not found:
+        raise SagaNotFound(f"There is no saga {saga_id}.", saga_id=saga_id)
+    title, status, created, finished, progress, now = found[0]
+    facts = [Fact(*row) for row in await rows(FACTS, [call.namespace.number, f"$saga:{saga_id}", TOLD])][::-1]
+    fetched = {(step, op): at for step, op, at in await rows(FETCHED, [address, address])}
+    seen = told.told(stored_progress.from_text(progress).steps, status, facts, fetched)
+    first = facts[0].version if facts else 1
+    return Timeline(
+        saga_id, title, status, created, finished, now, seen.states, seen.lanes, first, first > 1
+    )  # fmt: skip
