@@ -851,6 +851,16 @@ class Course:
                 found[name] = "action"
         return found
 
+    @property
+    def failure(self) -> tuple[str | None, str | None]:
+        """Which side of a step failed, as `step.op`, and with which code: of what is stuck the first, else why the saga
+        turned back."""
+        if self.saga.status == "attention":
+            for name, op in self.stuck.items():
+                return f"{name}.{op}", (self._side(name, op).error or {}).get("code")
+        error = self.saga.error or {}
+        return (f"{error['step']}.action" if "step" in error else None), error.get("code")
+
     def retry(self, name: str, op: str) -> None:
         """Try again what has failed, as if for the first time: the attempts go on counting, the key stays."""
         self.saga.steps[name].is_verifying = False

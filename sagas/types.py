@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from core.types import Json, Text
+from core.types import Json, Text, check_text
 from discovery.types import ServiceName
 from locks.types import Capacity, Mode, Permits
 
@@ -104,6 +104,8 @@ class Step(Strict):
 
 Steps = Annotated[list[Step], Field(min_length=1, max_length=MAX_STEPS)]
 Order = Literal["reverse", "sequential", "parallel"]
+ErrorCode = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=100)]
+ChosenTags = Annotated[list[Text], Field(max_length=8)]
 Tags = Annotated[dict[StepName, Text], Field(max_length=32)]
 StartName = Annotated[SagaName, Field(validation_alias=AliasChoices("name", "saga_name"))]
 
@@ -173,6 +175,31 @@ class SagaState:
 class Sagas:
     items: list[SagaSummary]
     next_cursor: str | None
+
+
+FailedSide = Literal["action", "compensation"]
+
+
+@dataclass(slots=True)
+class FailureGroup:
+    """Sagas of one name that failed at the same side of the same step, with the same code. No step: it was about the
+    whole, like a deadline. `attention`: how many of them wait for a human. `newest`: the id of the last."""
+
+    name: str
+    step: str | None
+    side: FailedSide | None
+    code: str | None
+    count: int
+    attention: int
+    newest: str
+    first_seen_at: datetime
+    last_seen_at: datetime
+
+
+@dataclass(slots=True)
+class Failures:
+    items: list[FailureGroup]
+    is_partial: bool
 
 
 @dataclass(slots=True)

@@ -324,6 +324,9 @@ def test_what_needs_attention_is_in_one_place(operator: Client, lane: Lane, part
     assert (said["stuck"], said["failure"], said["tag_list"]) == ("bad", "boom: It broke.", "shop:rome")
     said = line(operator, "sagas.Attention", back)
     assert (said["stuck"], said["failure"]) == ("compensation of a", "down: Later.")
+    chosen = text(operator, listing("sagas.Attention", namespace=lane.namespace, error="down"))
+    assert (page("sagas.Saga", back) in chosen, page("sagas.Saga", forward) in chosen) == (True, False)
+    assert "error=boom" in chosen
     assert text(operator, listing("sagas.Attention")).count("data-row") >= 2  # whatever their namespaces
     assert int(figure(operator, "Sagas that need attention").replace(",", "")) >= 2
     assert listing("sagas.Attention") in text(operator, "/admin/")

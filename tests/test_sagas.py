@@ -316,6 +316,62 @@ def test_a_timeline_of_many_events_says_that_it_is_cut(lane: Lane, monkeypatch: 
     assert len(found["lanes"]) == 5
 
 
+def test_failures_are_grouped_and_found_by_their_code(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    participant.script["b"] = lambda asked: (409, {"code": asked.body["input"]}, {})
+    participant.script["undo_a"] = lambda asked: (500, {"code": "broken"}, {})
+    undo = {**RETRY, "max_attempts": 1}
+    stuck = start(call, step("a", compensation_retry_policy=undo), step("b"), input="declined")
+    reaches(call, stuck, "attention")
+    participant.script["undo_a"] = lambda asked: (200, None, {})
+    first, second, other = (start(call, step("a"), step("b"), input=code) for code in ("no", "no", "other"))
+    late = start(call, {"name": "s", "kind": "sleep", "seconds": 60}, deadline_seconds=0.1)
+    fine = start(call, step("a"))
+    for saga_id, status in ((first, "compensated"), (second, "compensated"), (other, "compensated"),
+                            (late, "failed"), (fine, "succeeded")):  # fmt: skip
+        reaches(call, saga_id, status)
+    found = call("sagas.failures")
+    groups = {each["newest"]: each for each in found["items"]}
+    assert found["is_partial"] is False
+    assert found["items"][0]["count"] == 2
+    assert set(groups) in ({stuck, first, other, late}, {stuck, second, other, late})
+    told = [(each["name"], each["step"], each["side"], each["code"], each["count"], each["attention"])
+            for each in (found["items"][0], *(groups[saga_id] for saga_id in (other, stuck, late)))]  # fmt: skip
+    assert told == [
+        ("order", "b", "action", "no", 2, 0), ("order", "b", "action", "other", 1, 0),
+        ("order", "a", "compensation", "broken", 1, 1), ("order", None, None, "deadline", 1, 0),
+    ]  # fmt: skip
+    assert found["items"][0]["first_seen_at"] < found["items"][0]["last_seen_at"]
+    assert [each["newest"] for each in call("sagas.failures", status="attention")["items"]] == [stuck]
+    assert call("sagas.failures", name="nothing")["items"] == []
+    assert call("sagas.failures", since="2999-01-01T00:00:00Z")["items"] == []
+
+    def find(**about: Any) -> list[str]:
+        return [each["saga_id"] for each in call("sagas.find", **about)["items"]]
+
+    assert find(error_code="no") == [second, first]
+    assert find(error_code="broken", status="attention") == [stuck]
+    assert find(error_code="declined") == []
+    begun = call("sagas.get", saga_id=second)["created_at"]
+    assert find(error_code="no", until=begun) == [first]
+    assert find(error_code="no", since=begun) == [second]
+    done = call("sagas.batch", verb="retry", reason="mended", error_code="broken", dry_run=False)
+    assert (done["matched"], done["done"]) == (1, 1)
+    assert reaches(call, stuck, "compensated")["error"]["code"] == "declined"
+    assert find(error_code="declined") == [stuck]
+
+
+def test_the_last_failures_are_looked_at(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sagas.services import looking
+
+    for _ in range(3):
+        saga_id = start(lane, {**SLEEP, "seconds": 60})
+        lane("sagas.cancel", saga_id=saga_id, reason="x")
+    assert (lane("sagas.failures")["items"][0]["count"], lane("sagas.failures")["is_partial"]) == (3, False)
+    monkeypatch.setattr(looking, "SCANNED", 2)
+    assert lane("sagas.failures")["is_partial"] is True
+
+
 def test_the_same_key_starts_one_saga(call: Door) -> None:
     wait = {"name": "a", "kind": "sleep", "seconds": 0}
     first, again = (call("sagas.start", name="x", steps=[wait], _={"key": "k"}) for _ in range(2))

@@ -308,6 +308,7 @@ def note(tx: Transaction, saga: Saga, course: Course) -> None:
     saga.status, saga.reason, saga.dirty = progress.status, progress.reason, progress.dirty
     saga.deadline_at = instant(progress.deadline) if progress.deadline is not None else saga.deadline_at
     saga.error = encode(progress.error).decode() if progress.error else None
+    note_failure(tx, saga, course)
     saga.current_step = current_step(progress)
     saga.progress = stored_progress.to_text(progress)
     due = course.now if course.is_owner_needed else wake_at(progress)
@@ -327,6 +328,13 @@ def note(tx: Transaction, saga: Saga, course: Course) -> None:
     if progress.is_over:
         saga.wake_at = None
         saga.output = None if progress.output is None else encode(progress.output).decode()
+
+
+def note_failure(tx: Transaction, saga: Saga, course: Course) -> None:
+    side, code = course.failure
+    if (side, code) != (saga.failed_side, saga.failed_code):
+        saga.failed_side, saga.failed_code = side, code
+        saga.failed_at = tx.now if code else None
 
 
 def current_step(progress: Progress) -> str | None:

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from time import monotonic
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from core.encoding import encode
 from core.models import between, position_of
 from core.operations import query
 from core.runtime import runtime
-from core.types import Cursor, Instant, Limit, Text, Wait, encode_cursor
+from core.types import Cursor, Instant, Limit, Wait, encode_cursor
 from sagas import progress as stored_progress
 from sagas import timeline as told
 from sagas.errors import SagaNotFound
@@ -24,6 +26,11 @@ from sagas.rules import RESTING
 from sagas.services.courses import known_plan, plan_at
 from sagas.states import steps_of
 from sagas.types import (
+    ChosenTags,
+    ErrorCode,
+    FailedSide,
+    FailureGroup,
+    Failures,
     History,
     HistoryEvent,
     SagaId,
@@ -112,10 +119,32 @@ async def stored_plan(address: str) -> Plan:
     return plan_at(address, body)
 
 
-FIND = f"""select {COLUMNS} from sagas_saga where id > %s and id < %s and id < %s
-    and (%s::text is null or status = %s) and (%s::text is null or title = %s)
-    and (%s::timestamptz is null or created_at >= %s) and (%s::jsonb is null or tags @> %s::jsonb)
-order by id desc limit %s"""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which sagas are wanted. `tag`, each as `key:value`; `until` is exclusive."""
+
+    status: str | None = None
+    name: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    tag: Sequence[str] = ()
+    error_code: str | None = None
+
+    def conditions(self) -> tuple[str, list[Any]]:
+        """Only those that are asked for: so that each finds its index."""
+        tags = encode(dict(each.partition(":")[::2] for each in self.tag)).decode() if self.tag else None
+        found = [
+            ("status = %s", self.status),
+            ("title = %s", self.name),
+            ("created_at >= %s", self.since),
+            ("created_at < %s", self.until),
+            ("tags @> %s::jsonb", tags),
+            ("failed_code = %s", self.error_code),
+        ]
+        return (
+            "".join(f" and {condition}" for condition, value in found if value is not None),
+            [value for _, value in found if value is not None],
+        )
 
 
 @query("GET sagas", returns=Sagas)
@@ -125,33 +154,67 @@ async def find(
     status: Status | None = None,
     name: SagaName | None = None,
     since: Instant | None = None,
-    tag: Annotated[list[Text], Field(max_length=8)] = [],  # noqa: B006
+    until: Instant | None = None,
+    tag: ChosenTags = [],  # noqa: B006
+    error_code: ErrorCode | None = None,
     limit: Limit = 50,
     cursor: Cursor | None = None,
 ) -> Sagas:
-    """Sagas, the newest first: of one status, name, begun since then, with every `tag`, each as `key:value`."""
-    items = await matching(call, status, name, since, tag, limit + 1, cursor)
+    """Sagas, the newest first: of one status, name, begun since then and before `until`, with every `tag`, each as
+    `key:value`; `error_code` is of what failed, or of what is stuck."""
+    items = await matching(call, Choice(status, name, since, until, tag, error_code), limit + 1, cursor)
     place = f"{call.namespace.name}/{items[limit - 1].saga_id}" if len(items) > limit else None
     return Sagas(items[:limit], encode_cursor(place) if place else None)
 
 
-async def matching(
-    call: Call,
-    status: str | None,
-    name: str | None,
-    since: Any,
-    tag: Sequence[str],
-    limit: int,
-    cursor: str | None = None,
-) -> list[SagaSummary]:
+async def matching(call: Call, choice: Choice, limit: int, cursor: str | None = None) -> list[SagaSummary]:
     """Sagas, the newest first."""
     start, end = between(call.namespace.name)
-    tags = encode(dict(each.partition(":")[::2] for each in tag)).decode() if tag else None
-    before = min(cursor or end, end)
-    found = await rows(
-        FIND, [start, end, before, status, status, name, name, since, since, tags, tags, limit]
-    )
+    where, values = choice.conditions()
+    statement = f"select {COLUMNS} from sagas_saga where id > %s and id < %s{where} order by id desc limit %s"
+    found = await rows(statement, [start, min(cursor or end, end), *values, limit])
     return [summary(row) for row in found]
+
+
+SIDES: dict[str, FailedSide] = {"action": "action", "compensate": "compensation"}
+SCANNED = 100_000  # failures that are grouped, the newest ones
+HOURS = 24  # of which, unless it is said
+# What may have been failures and is none any more is not among them.
+FAILURES = """with recent as (
+    select id, title, failed_side, failed_code, status, failed_at from sagas_saga
+    where split_part(id, '/', 1) = %s and failed_at >= coalesce(%s, clock_timestamp() - %s * interval '1 hour')
+        and status in ('attention', 'compensating', 'compensated', 'failed', 'terminated'){where}
+    order by failed_at desc limit %s)
+select title, failed_side, failed_code, count(*), count(*) filter (where status = 'attention'),
+    (array_agg(id order by failed_at desc))[1], min(failed_at), max(failed_at), sum(count(*)) over ()
+from recent group by title, failed_side, failed_code order by count(*) desc, max(failed_at) desc limit %s"""
+
+
+@query("GET sagas/failures", returns=Failures)
+async def failures(
+    call: Call,
+    *,
+    status: Status | None = None,
+    name: SagaName | None = None,
+    since: Instant | None = None,
+    limit: Limit = 50,
+) -> Failures:
+    """What goes wrong, the most frequent first: sagas that failed, turned back, were terminated or need attention, in
+    groups by name, the side of the step and the code of what failed. Since 24 hours ago unless said; the last 100,000
+    failures are looked at, and `is_partial` says so if there were more.
+    """
+    where, values = Choice(status, name).conditions()
+    found = await rows(
+        FAILURES.format(where=where), [call.namespace.name, since, HOURS, *values, SCANNED + 1, limit]
+    )
+    return Failures([failure(row) for row in found], bool(found) and found[0][-1] > SCANNED)
+
+
+def failure(row: Row) -> FailureGroup:
+    title, failed, code, count, stuck, newest, first, last, _ = row
+    step, op = failed.split(".") if failed else (None, "")
+    side = SIDES.get(op)
+    return FailureGroup(title, step, side, code, count, stuck, newest.partition("/")[2], first, last)
 
 
 def summary(row: Row) -> SagaSummary:

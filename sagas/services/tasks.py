@@ -27,7 +27,7 @@ from sagas.services.courses import course_of, store
 from sagas.services.driving import heard
 from sagas.services.looking import heard_of
 from sagas.states import instant
-from sagas.types import Strict, TaskDone, Tasks
+from sagas.types import ErrorCode, Strict, TaskDone, Tasks
 from sagas.types import Task as TaskState
 from sagas.worker import worker
 
@@ -37,7 +37,6 @@ TaskId = Annotated[
 LeaseToken = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=64)]
 LeaseSeconds = Annotated[float, Field(ge=1, le=86400)]
 Most = Annotated[int, Field(ge=1, le=100)]
-Code = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=100)]
 Message = Annotated[str, AfterValidator(check_text), Field(max_length=1000)]
 LOOK_AGAIN = 0.25  # seconds until who waits for a task looks whether another process queued one
 # Beside the engine: it decides nothing, and whoever polls must not have a batch of others wait for what it finds.
@@ -173,7 +172,7 @@ def fail(
     *,
     task_id: TaskId,
     lease_token: LeaseToken,
-    code: Code = "failed",
+    code: ErrorCode = "failed",
     message: Message = "",
     effect: Literal["none", "unknown"] = "none",
     retryable: bool = False,
