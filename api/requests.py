@@ -193,6 +193,7 @@ def parameters(
 
     Raises: Invalid; Malformed, when the same name is given twice with different values.
     """
+    query = as_pairs(operation, query)
     if not body and (query or path or method == "GET"):
         return operation.parse(as_lists(operation, {**query, **path}), strict=False)
     if query:
@@ -203,9 +204,19 @@ def parameters(
     return operation.parse(body, strict=not query)
 
 
+def as_pairs(operation: Operation, query: dict[str, Any]) -> dict[str, Any]:
+    """`tag.order=42` is `tag=order:42`, where a list has items of that form."""
+    for name in operation.pairs:
+        for each in [each for each in query if each.startswith(f"{name}.")]:
+            items = [f"{each.removeprefix(f'{name}.')}:{value}" for value in listed(query.pop(each))]
+            query[name] = [*listed(query.get(name, [])), *items]
+    return query
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def as_lists(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
     """A query string gives a list of one as a single value."""
-    for name in operation.lists & values.keys():
-        if not isinstance(values[name], list):
-            values[name] = [values[name]]
-    return values
+    return {name: listed(value) if name in operation.lists else value for name, value in values.items()}

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, Validat
 from pydantic_core import PydanticCustomError
 
 from core.errors import Invalid, NotFound, NotInVolatileNamespace, ReservedName
-from core.types import Text, Token
+from core.types import PAIRS, Text, Token
 
 if TYPE_CHECKING:
     from core.batch import Transaction
@@ -125,6 +125,8 @@ class Operation:
         self.lists = {
             name for name, field in self.params.model_fields.items() if get_origin(field.annotation) is list
         }
+        # Those of them whose items it may give as `name.key=value` as well.
+        self.pairs = {name for name in self.lists if PAIRS in self.params.model_fields[name].metadata}
 
     def __repr__(self) -> str:
         return f"<Operation {self.name}>"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from core.types import Json, Text, check_text
+from core.types import PAIRS, Json, Text, check_text
 from discovery.types import ServiceName
 from locks.types import Capacity, Mode, Permits
 
@@ -105,7 +105,11 @@ class Step(Strict):
 Steps = Annotated[list[Step], Field(min_length=1, max_length=MAX_STEPS)]
 Order = Literal["reverse", "sequential", "parallel"]
 ErrorCode = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=100)]
-ChosenTags = Annotated[list[Text], Field(max_length=8)]
+ChosenTags = Annotated[
+    list[Text],
+    Field(max_length=8, description="each `key:value`; in a query string `tag.key=value` too"),
+    PAIRS,
+]
 Tags = Annotated[dict[StepName, Text], Field(max_length=32)]
 StartName = Annotated[SagaName, Field(validation_alias=AliasChoices("name", "saga_name"))]
 

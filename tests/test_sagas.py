@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.doors import Door, Lane, Refused
+from tests.doors import Django, Door, Lane, Refused, Served
 from tests.participant import Participant
 
 RETRY = {"backoff_strategy": "fixed", "initial_delay_seconds": 0.05, "jitter": "none"}
@@ -249,9 +249,30 @@ def test_sagas_are_found(call: Door) -> None:
     assert find(name="order") == [over]
     assert find(tag=["shop:a", "n:1"]) == [over]
     assert find(tag=["shop:b"]) == []
+    assert find(tag=["shop:a", "shop:b"]) == []
     page = call("sagas.find", limit=1)
     assert [each["saga_id"] for each in page["items"]] == [lasts]
     assert find(limit=1, cursor=page["next_cursor"]) == [over]
+
+
+@pytest.mark.parametrize("door", [Lane, Django])
+def test_a_query_string_may_name_the_tag(served: Served, namespace: str, door: type[Door]) -> None:
+    rest = door(served, namespace)
+    a, b = (start(rest, SLEEP, tags={"order": order, "shop": "x"}) for order in ("42", "4:3"))
+
+    def find(**query: Any) -> list[str]:
+        return [each["saga_id"] for each in rest("sagas.find", **query)["items"]]
+
+    assert find(**{"tag.order": "42"}) == [a]
+    assert (
+        find(**{"tag.order": "4:3", "tag.shop": "x"}) == find(**{"tag.order": "4:3", "tag": "shop:x"}) == [b]
+    )
+    assert find(**{"tag.shop": "x"}) == find(tag="shop:x") == [b, a]
+    assert find(**{"tag.order": ["42", "4:3"]}) == find(**{"tag.order": ""}) == []
+    for bad, pointer in (({"tag.order": "x" * 256}, "/tag/0"), ({"name.order": "42"}, "/name.order")):
+        with pytest.raises(Refused) as refused:
+            find(**bad)
+        assert [each["pointer"] for each in refused.value.problem["errors"]] == [pointer]
 
 
 def test_a_timeline_tells_attempts_and_waits(call: Door, participant: Participant) -> None:

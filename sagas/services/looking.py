@@ -132,19 +132,23 @@ class Choice:
 
     def conditions(self) -> tuple[str, list[Any]]:
         """Only those that are asked for: so that each finds its index."""
-        tags = encode(dict(each.partition(":")[::2] for each in self.tag)).decode() if self.tag else None
         found = [
             ("status = %s", self.status),
             ("title = %s", self.name),
             ("created_at >= %s", self.since),
             ("created_at < %s", self.until),
-            ("tags @> %s::jsonb", tags),
+            *(("tags @> %s::jsonb", as_object(each)) for each in self.tag),
             ("failed_code = %s", self.error_code),
         ]
         return (
             "".join(f" and {condition}" for condition, value in found if value is not None),
             [value for _, value in found if value is not None],
         )
+
+
+def as_object(tag: str) -> str:
+    key, _, value = tag.partition(":")
+    return encode({key: value}).decode()
 
 
 @query("GET sagas", returns=Sagas)
@@ -182,7 +186,7 @@ HOURS = 24  # of which, unless it is said
 # What may have been failures and is none any more is not among them.
 FAILURES = """with recent as (
     select id, title, failed_side, failed_code, status, failed_at from sagas_saga
-    where split_part(id, '/', 1) = %s and failed_at >= coalesce(%s, clock_timestamp() - %s * interval '1 hour')
+    where split_part(id, '/', 1) = %s and failed_at >= coalesce(%s, now() - %s * interval '1 hour')
         and status in ('attention', 'compensating', 'compensated', 'failed', 'terminated'){where}
     order by failed_at desc limit %s)
 select title, failed_side, failed_code, count(*), count(*) filter (where status = 'attention'),
