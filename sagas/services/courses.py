@@ -199,7 +199,7 @@ def told(data: dict[str, Any]) -> dict[str, Any]:
 
 def let_go(tx: Transaction, saga: Saga, course: Course) -> None:
     """Locks whose time is over, and all of them with the saga."""
-    session = tx.get(Session, session_name(saga)) if course.released or course.saga.has_session else None
+    session = tx.get(Session, session_id(saga.name)) if course.released or course.saga.has_session else None
     if session is None or session.ended_at is not None:
         return
     if course.saga.is_over:
@@ -279,16 +279,16 @@ def recall(tx: Transaction, saga_id: str, by: str) -> None:
         store(tx, saga, course)
 
 
-def session_name(saga: Saga) -> str:
-    return f"saga-{saga.name}"
+def session_id(saga_id: str) -> str:
+    return f"saga-{saga_id}"
 
 
 def session_of(tx: Transaction, saga: Saga) -> Session:
     """The saga's own, which has its locks: it ends with the saga and no sooner."""
-    found = tx.get(Session, session_name(saga))
+    found = tx.get(Session, session_id(saga.name))
     if found is None:
         found = tx.add(
-            Session, session_name(saga), owner=f"saga {saga.title}", ttl_seconds=FOR_EVER, opened_at=tx.now,
+            Session, session_id(saga.name), owner=f"saga {saga.title}", ttl_seconds=FOR_EVER, opened_at=tx.now,
             lock_delay_seconds=0.0, expires_at=tx.now + timedelta(seconds=FOR_EVER),
         )  # fmt: skip
         tx.emit(found, "session.opened", {"owner": found.owner})

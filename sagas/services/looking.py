@@ -1,7 +1,7 @@
 """Looking at sagas."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
@@ -10,20 +10,24 @@ from typing import Annotated, Any
 from orjson import Fragment
 from pydantic import Field
 
+from core import log
 from core.callers import Call
 from core.database import Row, rows
 from core.encoding import encode
+from core.log import RecordedEvent
 from core.models import between, position_of
-from core.operations import query
+from core.operations import nested, query
 from core.runtime import runtime
 from core.types import Cursor, Instant, Limit, Wait, encode_cursor
+from locks.services.looking import held_in
+from locks.types import HeldLock
 from sagas import progress as stored_progress
 from sagas import timeline as told
 from sagas.errors import SagaNotFound
 from sagas.facts import FACTS, FETCHED, TOLD, Fact
 from sagas.plans import Plan
 from sagas.rules import RESTING
-from sagas.services.courses import known_plan, plan_at
+from sagas.services.courses import known_plan, plan_at, session_id
 from sagas.states import steps_of
 from sagas.types import (
     ChosenTags,
@@ -39,16 +43,18 @@ from sagas.types import (
     SagaState,
     SagaSummary,
     Status,
+    StepState,
     Timeline,
 )
 from sagas.worker import worker
 
 # Seconds until who waits looks whether another process did something: soon, then less often.
 LOOK_AGAIN = (0.25, 1.0)
-COLUMNS = """id, title, status, reason, current_step, error::text, tags::text, created_at, finished_at, definition,
-    progress::text, input::text, output::text, metadata::text, dirty, deadline_at"""
+SUMMARY = "id, title, status, reason, current_step, error::text, tags::text, created_at, finished_at"
+COLUMNS = f"""{SUMMARY}, definition, progress::text, input::text, output::text, metadata::text, dirty, deadline_at"""
 ONE = f"select {COLUMNS} from sagas_saga where id = %s"
-BODY = "select body::text from sagas_definition where id = %s"
+STANDING = "select id, definition, progress::text from sagas_saga where id = any(%s)"
+BODIES = "select id, body::text from sagas_definition where id = any(%s)"
 
 
 @query("GET sagas/{saga_id}", returns=SagaState, aliases=["GET sagas/{saga_id}/status"], hot=True)
@@ -100,7 +106,8 @@ async def look_up(call: Call, saga_id: str) -> SagaState:
 async def seen(row: Row) -> SagaState:
     (address, title, status, reason, step, error, tags, created, finished, definition, progress, given, output,
      metadata, dirty, deadline) = row  # fmt: skip
-    plan, stands = await stored_plan(definition), stored_progress.from_text(progress)
+    plan = (await stored_plans([definition]))[definition]
+    stands = stored_progress.from_text(progress)
     return SagaState(
         address.partition("/")[2], title, status, reason, step, Fragment(given), json(output), json(error),
         json(metadata) or {}, json(tags) or {}, dirty, steps_of(plan, stands), created, deadline, finished,
@@ -111,12 +118,15 @@ def json(text: str | None) -> Any:
     return Fragment(text) if text else None
 
 
-async def stored_plan(address: str) -> Plan:
-    """Raises: Unavailable."""
-    if plan := known_plan(address):
-        return plan
-    ((body,),) = await rows(BODY, [address])
-    return plan_at(address, body)
+async def stored_plans(addresses: Collection[str]) -> dict[str, Plan]:
+    """What definitions mean, by their addresses: one statement for all that this process has not read yet.
+
+    Raises: Unavailable.
+    """
+    known = {address: plan for address in addresses if (plan := known_plan(address))}
+    if unknown := [address for address in addresses if address not in known]:
+        known |= {address: plan_at(address, body) for address, body in await rows(BODIES, [unknown])}
+    return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +185,7 @@ async def matching(call: Call, choice: Choice, limit: int, cursor: str | None = 
     """Sagas, the newest first."""
     start, end = between(call.namespace.name)
     where, values = choice.conditions()
-    statement = f"select {COLUMNS} from sagas_saga where id > %s and id < %s{where} order by id desc limit %s"
+    statement = f"select {SUMMARY} from sagas_saga where id > %s and id < %s{where} order by id desc limit %s"
     found = await rows(statement, [start, min(cursor or end, end), *values, limit])
     return [summary(row) for row in found]
 
@@ -222,7 +232,7 @@ def failure(row: Row) -> FailureGroup:
 
 
 def summary(row: Row) -> SagaSummary:
-    address, title, status, reason, step, error, tags, created, finished, *_ = row
+    address, title, status, reason, step, error, tags, created, finished = row
     return SagaSummary(
         address.partition("/")[2],
         title,
@@ -281,3 +291,39 @@ async def timeline(call: Call, *, saga_id: SagaId) -> Timeline:
     return Timeline(
         saga_id, title, status, created, finished, now, seen.states, seen.lanes, first, first > 1
     )  # fmt: skip
+
+
+# -- what lies beside a saga, where graphs are read -----------------------------------------------------
+
+Seen = Sequence[SagaSummary | SagaState | dict[str, Any]]  # a dict, where an answer was kept
+
+
+def ids_of(parents: Seen) -> list[str]:
+    return [saga["saga_id"] if isinstance(saga, dict) else saga.saga_id for saga in parents]
+
+
+@nested(SagaSummary)
+async def steps(call: Call, parents: Seen, *, limit: Limit = 50) -> list[list[StepState]]:
+    """The steps of the saga, in their order."""
+    addresses = [f"{call.namespace.name}/{saga_id}" for saga_id in ids_of(parents)]
+    found = await rows(STANDING, [addresses])
+    plans = await stored_plans({definition for _, definition, _ in found})
+    stands = {
+        address: steps_of(plans[definition], stored_progress.from_text(progress))[:limit]
+        for address, definition, progress in found
+    }
+    return [stands.get(address, []) for address in addresses]
+
+
+@nested(SagaState)
+@nested(SagaSummary)
+async def locks(call: Call, parents: Seen, *, limit: Limit = 20) -> list[list[HeldLock]]:
+    """The locks that the saga holds for its steps, in key order."""
+    return await held_in(call.namespace.name, [session_id(saga_id) for saga_id in ids_of(parents)], limit)
+
+
+@nested(SagaState)
+@nested(SagaSummary)
+async def events(call: Call, parents: Seen, *, limit: Limit = 20) -> list[list[RecordedEvent]]:
+    """What happened to the saga last, newest first: its stream's events."""
+    return await log.last(call.namespace.number, [f"$saga:{saga_id}" for saga_id in ids_of(parents)], limit)
