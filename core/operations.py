@@ -105,6 +105,7 @@ class Operation:
         volatile: "Volatile | None" = None,
         patient: bool = False,
         until: "Until | None" = None,
+        location: str | None = None,
     ) -> None:
         app = function.__module__.partition(".")[0]
         self.name = name or f"{app}.{function.__name__}"
@@ -113,7 +114,11 @@ class Operation:
         self.aliases = [Route.parse(alias) for alias in aliases]
         self.hot, self.waits, self.admin, self.anonymous = hot, waits, admin, anonymous
         self.touches, self.secret, self.max_bytes = touches, tuple(secret), max_bytes
-        self.volatile, self.until = volatile, until
+        self.volatile, self.until, self.location = (
+            volatile,
+            until,
+            Route.parse(location) if location else None,
+        )
         self.changes = kind == "command" if changes is None else changes
         self.patient = patient
         self.streams = inspect.isasyncgenfunction(function)
@@ -289,6 +294,7 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     carries it out where locks are volatile (`refused`: nothing does); without it, it is the same everywhere.
     `patient`: it may wait some milliseconds for others to share its transaction; `until`, the `async function(call,
     answer, seconds)` that, where `wait_seconds` asks for it, gives a later answer: how something ended that was begun.
+    `location`: the route of what was made, its names being fields of the answer.
     """
     return _declare("command", route, options)
 

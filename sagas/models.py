@@ -62,6 +62,7 @@ class Saga(Aggregate):
     metadata = JSONTextField(null=True)
     tags = models.JSONField(null=True)
     dirty = models.BooleanField(default=False)
+    traceparent = models.TextField(null=True)  # of its start: the trace that its calls belong to
     parent = models.TextField(null=True)  # the saga and the step that this one is: `saga.step`
     created_at = models.DateTimeField()
     deadline_at = models.DateTimeField(null=True)

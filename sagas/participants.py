@@ -48,6 +48,7 @@ class Attempt:
     outcome: str | None
     fencing_tokens: dict[str, int] | None
     correlation_id: str | None
+    traceparent: str | None = None
 
     @property
     def service_address(self) -> str:
@@ -144,6 +145,8 @@ def request(attempt: Attempt, place: Place) -> bytes:
         head.append(f"Syros-Outcome: {attempt.outcome}")
     if attempt.fencing_tokens and len(attempt.fencing_tokens) == 1:
         head.append(f"Syros-Fencing-Token: {next(iter(attempt.fencing_tokens.values()))}")
+    if attempt.traceparent:
+        head.append(f"traceparent: {attempt.traceparent}")
     head += signature(attempt)
     return "\r\n".join([*head, "", ""]).encode() + attempt.body
 

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.doors import Django, Door, Lane, Refused, Served
+from tests.doors import Django, Door, Grpc, Lane, Refused, Served
 from tests.participant import Participant
 
 RETRY = {"backoff_strategy": "fixed", "initial_delay_seconds": 0.05, "jitter": "none"}
@@ -273,6 +275,68 @@ def test_a_query_string_may_name_the_tag(served: Served, namespace: str, door: t
         with pytest.raises(Refused) as refused:
             find(**bad)
         assert [each["pointer"] for each in refused.value.problem["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("door", [Lane, Django])
+def test_who_starts_a_saga_is_told_where_it_is(served: Served, namespace: str, door: type[Door]) -> None:
+    rest = door(served, namespace)
+    first, again = (rest("sagas.start", name="x", steps=[SLEEP], _={"key": "k"}) for _ in range(2))
+    assert again.replayed
+    for answer in (first, again):
+        assert answer.headers["location"] == f"/api/v1/sagas/{first['saga_id']}"
+    assert "location" not in rest("sagas.get", saga_id=first["saga_id"]).headers
+    found = httpx.get(
+        f"http://127.0.0.1:{served.port}{first.headers['location']}", headers={"syros-namespace": namespace}
+    )
+    assert found.json()["saga_id"] == first["saga_id"]
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize("door", [Lane, Django, Grpc])
+def test_all_calls_of_a_saga_belong_to_the_trace_of_its_start(
+    served: Served, namespace: str, participant: Participant, door: type[Door]
+) -> None:
+    with closing(door(served, namespace)) as rest:
+        register(rest, participant)
+        rest("definitions.put", name="inner", steps=[step("i")])
+        participant.script["b"] = lambda asked: (409, {"code": "no"}, {})
+        nap = {"name": "nap", "kind": "sleep", "seconds": 0.1}
+        child = {"name": "child", "kind": "saga", "definition": "inner"}
+        steps = [step("a"), nap, child, step("w", service="workers"), step("b")]
+        saga_id = rest("sagas.start", name="x", steps=steps, _={"trace": TRACE})["saga_id"]
+        task = fetched(rest, "workers")
+        assert task["context"]["traceparent"] == TRACE
+        rest("tasks.complete", task_id=task["task_id"], lease_token=task["lease_token"])
+        task = fetched(rest, "workers")
+        rest("tasks.complete", task_id=task["task_id"], lease_token=task["lease_token"])
+        reaches(rest, saga_id, "compensated")
+        assert participant.paths() == ["a", "i", "b", "undo_i", "undo_a"]
+        assert [asked.headers["traceparent"] for asked in participant.asked] == [TRACE] * 5
+        assert {asked.body["context"]["traceparent"] for asked in participant.asked} == {TRACE}
+
+
+def test_a_call_belongs_to_the_trace_of_who_caused_it(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    participant.script["a"] = lambda asked: (409, {"code": "no"}, {})
+    saga_id = start(lane, step("p", pivot=True), step("a"))
+    reaches(lane, saga_id, "attention")
+    participant.script["a"] = lambda asked: (200, None, {})
+    lane("sagas.retry", saga_id=saga_id, reason="mended", _={"trace": TRACE})
+    reaches(lane, saga_id, "succeeded")
+    assert [asked.headers.get("traceparent") for asked in participant.asked] == [None, None, TRACE]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["x", f"{TRACE}-more", TRACE.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32), f"ff{TRACE[2:]}"],
+)
+def test_a_trace_that_is_none_is_not_passed_on(lane: Lane, participant: Participant, bad: str) -> None:
+    register(lane, participant)
+    saga_id = lane("sagas.start", name="x", steps=[step("a")], _={"trace": bad})["saga_id"]
+    reaches(lane, saga_id, "succeeded")
+    assert "traceparent" not in participant.asked[0].headers
 
 
 def test_a_timeline_tells_attempts_and_waits(call: Door, participant: Participant) -> None:

@@ -84,9 +84,10 @@ def create(
     deadline: datetime | None = None,
     saga_id: str | None = None,
     parent: str | None = None,
+    traceparent: str | None = None,
 ) -> tuple[Saga, Progress]:
     """A saga, and its first steps. Parameters: `given`, its input as JSON text; `parent`, the saga and the step that it
-    is, as `saga.step`."""
+    is, as `saga.step`; `traceparent`, of that saga."""
     progress = begin(plan, deadline.timestamp() if deadline else None)
     saga = tx.add(
         Saga,
@@ -99,6 +100,7 @@ def create(
         metadata=metadata,
         tags=encode(tags or {}).decode(),
         parent=parent,
+        traceparent=traceparent or tx.call.traceparent,
         created_at=tx.now,
         deadline_at=deadline,
     )
@@ -181,7 +183,7 @@ def store(tx: Transaction, saga: Saga, course: Course) -> None:
         (push if send.by == "push" else queue)(tx, saga, course, send)
     let_go(tx, saga, course)
     note(tx, saga, course)
-    begin_children(tx, children)
+    begin_children(tx, saga, children)
     for child in course.recalls:
         recall(tx, child, saga.name)
     if saga.parent and course.saga.is_over and not was_over:
@@ -264,9 +266,10 @@ def name_children(tx: Transaction, saga: Saga, course: Course) -> list[Child]:
     return found
 
 
-def begin_children(tx: Transaction, children: list[Child]) -> None:
+def begin_children(tx: Transaction, saga: Saga, children: list[Child]) -> None:
     for saga_id, name, address, plan, given, parent in children:
-        create(tx, name, address, plan, encode(given).decode(), saga_id=saga_id, parent=parent)
+        create(tx, name, address, plan, encode(given).decode(), saga_id=saga_id, parent=parent,
+               traceparent=saga.traceparent)  # fmt: skip
 
 
 def recall(tx: Transaction, saga_id: str, by: str) -> None:
@@ -355,9 +358,11 @@ def path_of(send: Send) -> str | None:
     return {"action": step.action, "compensate": step.compensation, "verify": step.verify}[send.op]
 
 
-def context_of(saga: Saga, send: Send, tokens: dict[str, int] | None) -> dict[str, Any]:
+def context_of(tx: Transaction, saga: Saga, send: Send, tokens: dict[str, int] | None) -> dict[str, Any]:
+    trace = trace_of(tx, saga)
+    more = {"traceparent": trace} if trace else {}
     return {"saga_id": saga.name, "saga_name": saga.title, "step": send.step.name, "op": send.op,
-            "attempt": send.attempt, "outcome": send.outcome, "fencing_tokens": tokens}  # fmt: skip
+            "attempt": send.attempt, "outcome": send.outcome, "fencing_tokens": tokens, **more}  # fmt: skip
 
 
 def push(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
@@ -365,18 +370,24 @@ def push(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
     assert send.step.service
     assert path
     tokens = course.tokens.get(send.step.name)
+    body = encode({"input": send.input, "context": context_of(tx, saga, send, tokens)})
     attempt = Attempt(
         tx.call.namespace, saga.name, saga.title, send.step.name, send.op, send.attempt, send.step.service, path,
-        send.step.timeout, key_of(saga, send), encode({"input": send.input, "context": context_of(saga, send, tokens)}),
-        send.outcome, tokens, tx.call.correlation_id,
+        send.step.timeout, key_of(saga, send), body, send.outcome, tokens, tx.call.correlation_id, trace_of(tx, saga),
     )  # fmt: skip
     tx.afterwards(worker.attempt, attempt)
+
+
+def trace_of(tx: Transaction, saga: Saga) -> str | None:
+    """The trace that a call belongs to: its saga's from beginning to end or, if it has none, that of who caused it."""
+    traceparent: str | None = saga.traceparent or tx.call.traceparent
+    return traceparent
 
 
 def queue(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
     assert send.step.service
     body = {"saga_name": saga.title, "action": path_of(send), "idempotency_key": key_of(saga, send),
-            "input": send.input, "context": context_of(saga, send, course.tokens.get(send.step.name))}  # fmt: skip
+            "input": send.input, "context": context_of(tx, saga, send, course.tokens.get(send.step.name))}  # fmt: skip
     queue = tx.address(send.step.service)
     tx.add_at(
         Task, task_address(saga, send.step.name, send.op), queue=queue, saga=saga.id, step=send.step.name,

@@ -2,7 +2,7 @@
 
 from asyncio import gather
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from orjson import Fragment
@@ -183,7 +183,7 @@ async def batch(
 
 async def said_to(call: Call, verb: str, saga_id: str, reason: str) -> NotDone | None:
     """What went wrong, if anything did."""
-    by = Call(call.caller, call.namespace, call.request_id, correlation_id=call.correlation_id)
+    by = replace(call, idempotency_key=None, size=0)
     try:
         await runtime.run(VERBS[verb], by, {"saga_id": saga_id, "reason": reason, "fence": None})
     except SyrosError as refusal:
