@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from secrets import token_hex
 from typing import Any
 
 import httpx
@@ -386,6 +387,34 @@ def test_a_timeline_tells_attempts_and_waits(call: Door, participant: Participan
 def lanes_of(door: Door, saga_id: str) -> dict[tuple[str, str], Any]:
     lanes = door("sagas.timeline", saga_id=saga_id)["lanes"]
     return {(lane["step"], lane["side"]): lane for lane in lanes}
+
+
+def test_a_history_comes_in_pages(call: Door) -> None:
+    saga_id = start(call, *({**SLEEP, "name": f"s{n}"} for n in range(3)))
+    reaches(call, saga_id, "succeeded")
+    whole = call("sagas.history", saga_id=saga_id)
+    assert [event["version"] for event in whole["events"]] == list(range(1, 9))
+    assert (whole["version"], whole["has_more"]) == (8, False)
+    page = call("sagas.history", saga_id=saga_id, from_version=2, limit=3)
+    assert page["events"] == whole["events"][1:4]
+    assert (page["version"], page["has_more"]) == (4, True)
+
+
+def test_a_history_s_page_ends_before_it_is_too_large(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core import log
+
+    gates = [{"name": f"s{n}", "kind": "signal"} for n in range(3)]
+    saga_id = start(lane, *gates)
+    for gate in gates:
+        lane("sagas.signal", saga_id=saga_id, signal=gate["name"], payload=token_hex(1500))
+    monkeypatch.setattr(log, "READ_BYTES", 4000)
+    pages, has_more = [[0]], True
+    while has_more:
+        page = lane("sagas.history", saga_id=saga_id, from_version=pages[-1][-1] + 1)
+        pages.append([event["version"] for event in page["events"]])
+        has_more = page["has_more"]
+    assert [version for page in pages[1:] for version in page] == list(range(1, 12))
+    assert len(pages) > 3
 
 
 def test_a_timeline_of_many_events_says_that_it_is_cut(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from core.callers import Call
 from core.database import Row, rows
 from core.encoding import encode
 from core.log import RecordedEvent
-from core.models import between, position_of
+from core.models import between
 from core.operations import nested, query
 from core.runtime import runtime
 from core.types import Cursor, Instant, Limit, Wait, encode_cursor
@@ -246,10 +246,6 @@ def summary(row: Row) -> SagaSummary:
     )
 
 
-EVENTS = """select id, version, type, data::text, actor, recorded_at from core_event
-    where namespace_id = %s and stream = %s and version >= %s order by version limit %s"""
-
-
 @query("GET sagas/{saga_id}/history", returns=History)
 async def history(
     call: Call, *, saga_id: SagaId, from_version: Annotated[int, Field(ge=1)] = 1, limit: Limit = 200
@@ -258,14 +254,17 @@ async def history(
 
     Errors: `saga_not_found` (404).
     """
-    found = await rows(EVENTS, [call.namespace.number, f"$saga:{saga_id}", from_version, limit + 1])
+    chosen = [("version >= %s", from_version)]
+    found, has_more = await log.of_stream(call.namespace.number, f"$saga:{saga_id}", chosen, limit)
     if not found and not await rows(ONE, [f"{call.namespace.name}/{saga_id}"]):
         raise SagaNotFound(f"There is no saga {saga_id}.", saga_id=saga_id)
     events = [
-        HistoryEvent(version, position_of(place), kind, Fragment(data), actor, recorded)
-        for place, version, kind, data, actor, recorded in found[:limit]
+        HistoryEvent(
+            each.version, each.position, each.type, Fragment(each.data), each.actor, each.recorded_at
+        )
+        for each in found
     ]
-    return History(saga_id, events, events[-1].version if events else 0, len(found) > limit)
+    return History(saga_id, events, events[-1].version if events else 0, has_more)
 
 
 STANDS = """select title, status, created_at, finished_at, progress::text, clock_timestamp() from sagas_saga
