@@ -114,6 +114,8 @@ def end(lane: TimelineLane, fact: Fact) -> None:
     waited = end_wait(lane, fact.at)
     if fact.what in (*ENDS, "ongoing", "deferred"):
         note_worker(lane, fact, waited)
+    if fact.what == "deferred" and lane.attempts and lane.attempts[-1].finished_at is None:
+        lane.attempts.pop()  # nobody was called
     outcome = {"stuck": "failed", "dispatched": "lost", "queued": "lost", "verifying": "unknown"}
     end_attempt(lane, fact.at, fact.outcome or outcome.get(fact.what, fact.what), fact.code, fact.message)
 

@@ -241,7 +241,7 @@ class TimelineState:
 @dataclass(slots=True)
 class TimelineAttempt:
     """One attempt. `by`: push, a call; pull, a worker who fetched it. `outcome`: succeeded, failed, refused,
-    misconfigured, unknown, ongoing, deferred; lost (whoever called is gone), abandoned (the saga was ended); of a
+    misconfigured, unknown, ongoing; lost (whoever called is gone), abandoned (the saga was ended); of a
     question about an action: applied, not_applied, unknown; null while it is under way."""
 
     attempt: int

@@ -20,7 +20,7 @@ LANES = 100
 # How an attempt looks by what came of it; one under way, calling.
 ATTEMPTS = {
     "succeeded": "succeeded", "applied": "succeeded", "failed": "failed", "not_applied": "failed",
-    "refused": "failed", "misconfigured": "failed", "ongoing": "calling", "deferred": "calling", "lost": "lost",
+    "refused": "failed", "misconfigured": "failed", "ongoing": "calling", "lost": "lost",
 }  # fmt: skip
 WAITS = {
     "retry": "backoff",

@@ -53,6 +53,16 @@ def test_a_call_is_repeated_after_a_pause() -> None:
     assert (lane.attempts[0].code, lane.waits[0].until, lane.outcome) == ("busy", at(4), None)
 
 
+def test_who_is_left_alone_was_not_called() -> None:
+    lane = only(seen(
+        fact(1, "step.dispatched", attempt=1), fact(2, "step.ongoing", attempt=1, until=at(3)),
+        fact(3, "step.dispatched", attempt=2), fact(3, "step.deferred", attempt=2, until=at(5)),
+        fact(5, "step.dispatched", attempt=3),
+    ))  # fmt: skip
+    assert attempts(lane) == [(1, "push", 1, 2, "ongoing"), (3, "push", 5, None, None)]
+    assert waits(lane) == [("ongoing", 2, 3), ("deferred", 3, 5)]
+
+
 def test_what_was_accepted_lasts_until_it_is_answered() -> None:
     lane = only(seen(
         fact(1, "step.dispatched", attempt=1), fact(2, "step.accepted", attempt=1, until=at(30)),
