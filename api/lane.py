@@ -115,7 +115,7 @@ class Request:
         try:
             call, params = await self.read(body, identity)
             waits = bool(params.get("wait_seconds"))
-            reply = answered(await runtime.run(self.operation, call, params), identity)
+            reply = answered(self.operation, await runtime.run(self.operation, call, params), identity)
         except Exception as error:
             reply = refused(requests.refusal(error, self.operation.name, identity), identity)
         took = perf_counter() - started
@@ -163,10 +163,12 @@ def read_headers(pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
     return headers
 
 
-def answered(outcome: Outcome, identity: str) -> Reply:
+def answered(operation: Operation, outcome: Outcome, identity: str) -> Reply:
     headers = [(b"x-request-id", identity.encode())]
     if outcome.replayed:
         headers.append((b"idempotency-replayed", b"true"))
+    if place := requests.location(operation, outcome):
+        headers.append((b"location", place.encode()))
     return Reply(outcome.status, _JSON, encode(outcome.value), headers)
 
 

@@ -131,7 +131,20 @@ class OperationSchema(AutoSchema):
         if operation.returns is not None:
             adapter: TypeAdapter[Any] = TypeAdapter(operation.returns)
             schema = self._hoist(adapter.json_schema(mode="serialization", ref_template=REF))
-        return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+        return {
+            "description": "Done.",
+            **self._headers(operation),
+            "content": {"application/json": {"schema": schema}},
+        }
+
+    def _headers(self, operation: Operation) -> dict[str, Any]:
+        if operation.location is None:
+            return {}
+        about = {
+            "description": f"`/api/v1/{operation.location.path}`",
+            "schema": {"type": "string", "format": "uri-reference"},
+        }
+        return {"headers": {"Location": about}}
 
 
 def documents() -> dict[str, str]:

@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from functools import partial
 from random import getrandbits
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 import orjson
 
 from core.callers import Call, Caller, Who, identify, namespaces
-from core.encoding import MAX_DEPTH, depth
+from core.encoding import MAX_DEPTH, decode, depth, encode
 from core.errors import Internal, Invalid, Malformed, SyrosError, UnsupportedMediaType
-from core.operations import Operation
+from core.operations import Operation, Outcome
 
 logger = logging.getLogger("syros.api")
 
 PREFIX = "/api/v1/"
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+# W3C: version ff and ids of zeros alone are none.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})")
 
 
 @dataclass(slots=True)
@@ -109,8 +110,22 @@ async def call_by(caller: Caller, headers: Headers, identity: str) -> Call:
     if headers.idempotency_key:
         call.idempotency_key = check_idempotency_key(headers.idempotency_key)
     if headers.traceparent and (trace := _TRACEPARENT.fullmatch(headers.traceparent)):
-        call.correlation_id = trace[1]
+        call.correlation_id = trace[1][:32]
+        call.traceparent = f"00-{trace[1]}"
     return call
+
+
+def location(operation: Operation, outcome: Outcome) -> str | None:
+    """Where what was made is to be found."""
+    if operation.location is None:
+        return None
+    made, path = outcome.value, operation.location.path
+    if isinstance(made, orjson.Fragment):  # an answer that was kept
+        made = decode(encode(made))
+    for name in operation.location.names:
+        value = made[name] if isinstance(made, dict) else getattr(made, name)
+        path = path.replace(f"{{{name}}}", quote(str(value)))
+    return PREFIX + path
 
 
 def check_idempotency_key(key: str) -> str:
@@ -193,6 +208,7 @@ def parameters(
 
     Raises: Invalid; Malformed, when the same name is given twice with different values.
     """
+    query = as_pairs(operation, query)
     if not body and (query or path or method == "GET"):
         return operation.parse(as_lists(operation, {**query, **path}), strict=False)
     if query:
@@ -203,9 +219,19 @@ def parameters(
     return operation.parse(body, strict=not query)
 
 
+def as_pairs(operation: Operation, query: dict[str, Any]) -> dict[str, Any]:
+    """`tag.order=42` is `tag=order:42`, where a list has items of that form."""
+    for name in operation.pairs:
+        for each in [each for each in query if each.startswith(f"{name}.")]:
+            items = [f"{each.removeprefix(f'{name}.')}:{value}" for value in listed(query.pop(each))]
+            query[name] = [*listed(query.get(name, [])), *items]
+    return query
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def as_lists(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
     """A query string gives a list of one as a single value."""
-    for name in operation.lists & values.keys():
-        if not isinstance(values[name], list):
-            values[name] = [values[name]]
-    return values
+    return {name: listed(value) if name in operation.lists else value for name, value in values.items()}

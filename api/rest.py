@@ -177,6 +177,8 @@ class OperationView(APIView):
         response = Response(outcome.value, status=outcome.status)
         if outcome.replayed:
             response["Idempotency-Replayed"] = "true"
+        if place := requests.location(operation, outcome):
+            response["Location"] = place
         return response
 
     http_method_not_allowed = handle  # another path's method may be meant, or none

@@ -58,6 +58,7 @@ class Call:
     request_id: str = ""
     idempotency_key: str | None = None
     correlation_id: str | None = None
+    traceparent: str | None = None  # W3C: the span on whose behalf it is
     size: int = 0  # bytes of the body
     who: Who | None = None  # asks again who calls; None, where the connection as a whole is looked at
 

@@ -1,13 +1,13 @@
 """The log's own form: what an entry is, how it is written in bulk and read by position."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from orjson import Fragment
 
-from core.database import rows
+from core.database import Row, rows
 from core.encoding import Shared
 from core.models import log_id, position_of
 
@@ -152,6 +152,23 @@ class RecordedEvent:
     correlation_id: str | None
     causation_id: str | None
     recorded_at: datetime
+
+
+async def of_stream(
+    namespace: int, stream: str, chosen: Iterable[tuple[str, Any]], limit: int, order: str = "version"
+) -> tuple[list[Entry], bool]:
+    """A page of one stream's events, and whether there are more. `chosen`: conditions, each with its value; of
+    those without one nothing is asked."""
+    given = [("namespace_id = %s", namespace), ("stream = %s", stream), *chosen]
+    wanted = [(condition, value) for condition, value in given if value is not None]
+    where = " and ".join(condition for condition, _ in wanted)
+    found = await rows(page(where, order, READ_BYTES), [*(value for _, value in wanted), limit + 1])
+    return [entry(namespace, row) for row in found[:limit]], has_more(found, limit)
+
+
+def has_more(found: Sequence[Row], limit: int) -> bool:
+    """Was there more than a page took, by number or by size?"""
+    return bool(found) and found[0][-1] > min(len(found), limit)
 
 
 async def last(namespace: int, streams: Sequence[str], limit: int) -> list[list[RecordedEvent]]:

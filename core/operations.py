@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, Validat
 from pydantic_core import PydanticCustomError
 
 from core.errors import Invalid, NotFound, NotInVolatileNamespace, ReservedName
-from core.types import Text, Token
+from core.types import PAIRS, Text, Token
 
 if TYPE_CHECKING:
     from core.batch import Transaction
@@ -105,6 +105,7 @@ class Operation:
         volatile: "Volatile | None" = None,
         patient: bool = False,
         until: "Until | None" = None,
+        location: str | None = None,
     ) -> None:
         app = function.__module__.partition(".")[0]
         self.name = name or f"{app}.{function.__name__}"
@@ -113,7 +114,11 @@ class Operation:
         self.aliases = [Route.parse(alias) for alias in aliases]
         self.hot, self.waits, self.admin, self.anonymous = hot, waits, admin, anonymous
         self.touches, self.secret, self.max_bytes = touches, tuple(secret), max_bytes
-        self.volatile, self.until = volatile, until
+        self.volatile, self.until, self.location = (
+            volatile,
+            until,
+            Route.parse(location) if location else None,
+        )
         self.changes = kind == "command" if changes is None else changes
         self.patient = patient
         self.streams = inspect.isasyncgenfunction(function)
@@ -125,6 +130,8 @@ class Operation:
         self.lists = {
             name for name, field in self.params.model_fields.items() if get_origin(field.annotation) is list
         }
+        # Those of them whose items it may give as `name.key=value` as well.
+        self.pairs = {name for name in self.lists if PAIRS in self.params.model_fields[name].metadata}
 
     def __repr__(self) -> str:
         return f"<Operation {self.name}>"
@@ -287,6 +294,7 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     carries it out where locks are volatile (`refused`: nothing does); without it, it is the same everywhere.
     `patient`: it may wait some milliseconds for others to share its transaction; `until`, the `async function(call,
     answer, seconds)` that, where `wait_seconds` asks for it, gives a later answer: how something ended that was begun.
+    `location`: the route of what was made, its names being fields of the answer.
     """
     return _declare("command", route, options)
 

@@ -127,6 +127,7 @@ Object = Annotated[
     # For people; inside, it is text all the way.
     Field(json_schema_extra=lambda schema: schema.update(type="object", default={})),
 ]
+PAIRS = "pairs"  # marks a list of `key:value`, that a query string may give as `name.key=value`
 Instant = Annotated[datetime, BeforeValidator(to_instant)]
 EventId = Annotated[str, AfterValidator(check_uuid), Field(max_length=45)]
 Position = Annotated[int, Field(ge=0, le=MAX_NUMBER)]

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, Field
 from core import log
 from core.batch import Transaction
 from core.callers import Call
-from core.database import Row, rows
+from core.database import rows
 from core.encoding import decode
 from core.errors import Invalid
 from core.log import Entry, RecordedEvent, place_id
@@ -204,27 +204,21 @@ async def read(
     """
     forward = direction == "forward"
     low, high = (from_version, to_version) if forward else (to_version, from_version)
-    conditions, values = ["namespace_id = %s", "stream = %s"], [call.namespace.number, stream_id]
-    for condition, value in (
+    chosen = [
         ("version >= %s", low),
         ("version <= %s", high),
         ("type = %s", event_type),
         ("recorded_at >= %s", since),
         ("recorded_at < %s", until),
-    ):
-        if value is not None:
-            conditions.append(condition)
-            values.append(value)
-    found = await rows(
-        log.page(" and ".join(conditions), f"version {'' if forward else 'desc'}", log.READ_BYTES),
-        [*values, limit + 1],
-    )
+    ]
+    order = "version" if forward else "version desc"
+    found, has_more = await log.of_stream(call.namespace.number, stream_id, chosen, limit, order)
     version = await rows(
         "select coalesce(max(version), 0) from core_event where namespace_id = %s and stream = %s",
         [call.namespace.number, stream_id],
     )
-    events: Any = [log.entry(call.namespace.number, row).public() for row in found[:limit]]
-    return StreamPage(stream_id, events, version[0][0], has_more(found, limit))
+    events: Any = [entry.public() for entry in found]
+    return StreamPage(stream_id, events, version[0][0], has_more)
 
 
 @query("GET events", returns=LogPage, hot=True)
@@ -350,15 +344,10 @@ async def log_page(number: int, position: int, head: int, choice: Choice, limit:
         [log_id(number, position), log_id(number, last), *values, limit + 1],
     )
     entries = [log.entry(number, row) for row in found[:limit]]
-    more = has_more(found, limit)
+    more = log.has_more(found, limit)
     next_position = entries[-1].position + 1 if more else last + 1
     events: Any = [entry.public() for entry in entries]
     return LogPage(events, next_position, head, more or last < head)
-
-
-def has_more(page: Sequence[Row], limit: int) -> bool:
-    """Was there more than a page took, by number or by size?"""
-    return bool(page) and page[0][-1] > min(len(page), limit)
 
 
 @query("GET events/follow", returns=Followed)

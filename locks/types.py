@@ -98,6 +98,17 @@ class Waiter:
 
 
 @dataclass(slots=True)
+class HeldLock:
+    """A lock as who holds it has it."""
+
+    key: str
+    mode: Mode
+    permits: int
+    fencing_token: int
+    acquired_at: datetime
+
+
+@dataclass(slots=True)
 class LockSummary:
     """A lock as everybody may see it: never the lock_id."""
 

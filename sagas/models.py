@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Func, Q, Value
 
 from core.models import Aggregate, JSONTextField
 
@@ -55,9 +55,14 @@ class Saga(Aggregate):
     input = JSONTextField()
     output = JSONTextField(null=True)
     error = JSONTextField(null=True)
+    # What failed: the side, as `step.op`, and its code. They differ from the error where a compensation is stuck.
+    failed_side = models.TextField(null=True)
+    failed_code = models.TextField(null=True)
+    failed_at = models.DateTimeField(null=True)
     metadata = JSONTextField(null=True)
     tags = models.JSONField(null=True)
     dirty = models.BooleanField(default=False)
+    traceparent = models.TextField(null=True)  # of its start: the trace that its calls belong to
     parent = models.TextField(null=True)  # the saga and the step that this one is: `saga.step`
     created_at = models.DateTimeField()
     deadline_at = models.DateTimeField(null=True)
@@ -70,6 +75,15 @@ class Saga(Aggregate):
             models.Index(fields=["status", "id"], name="saga_status"),
             models.Index(fields=["finished_at"], name="saga_over", condition=Q(finished_at__isnull=False)),
             models.Index(fields=["title", "id"], name="saga_title"),
+            models.Index(
+                fields=["failed_code", "id"], name="saga_failed_code", condition=Q(failed_code__isnull=False)
+            ),
+            models.Index(
+                Func(F("id"), Value("/"), Value(1), function="split_part"),
+                "failed_at",
+                name="saga_failed_at",
+                condition=Q(failed_at__isnull=False),
+            ),
         ]
 
     @property
@@ -103,6 +117,7 @@ class Task(Aggregate):
     attempt = models.IntegerField()
     body = JSONTextField()  # what the worker is given beside its lease
     queued_at = models.DateTimeField()
+    fetched_at = models.DateTimeField(null=True)
     worker = models.TextField(null=True)
     lease_token = models.TextField(null=True)
     lease_until = models.DateTimeField(null=True)

@@ -56,6 +56,7 @@ class Attempt:
     outcome: str | None
     fencing_tokens: dict[str, int] | None
     correlation_id: str | None
+    traceparent: str | None = None
 
     @property
     def service_address(self) -> str:
@@ -139,7 +140,7 @@ async def ask_over_grpc(place: Place, attempt: Attempt) -> Outcome:
     """Raises: NotSent, Broken, TimeoutError."""
     reply = await grpc_client.ask(
         place.host, place.port, place.scheme == "grpcs", place.may_be_private, attempt.timeout, METHOD,
-        message(attempt), signature(attempt),
+        message(attempt), [*traced(attempt), *signature(attempt)],
     )  # fmt: skip
     return meaning_of_reply(reply)
 
@@ -168,7 +169,7 @@ def request(attempt: Attempt, place: Place) -> bytes:
         head.append(f"Syros-Outcome: {attempt.outcome}")
     if attempt.fencing_tokens and len(attempt.fencing_tokens) == 1:
         head.append(f"Syros-Fencing-Token: {next(iter(attempt.fencing_tokens.values()))}")
-    head += [f"{name}: {value}" for name, value in signature(attempt)]
+    head += [f"{name}: {value}" for name, value in (*traced(attempt), *signature(attempt))]
     return "\r\n".join([*head, "", ""]).encode() + attempt.body
 
 
@@ -182,6 +183,11 @@ def message(attempt: Attempt) -> bytes:
     )  # fmt: skip
     found.deadline.FromNanoseconds(int((time() + attempt.timeout) * 1e9))
     return bytes(found.SerializeToString())
+
+
+def traced(attempt: Attempt) -> list[tuple[str, str]]:
+    """What says which trace the call belongs to, as W3C has it."""
+    return [("traceparent", attempt.traceparent)] if attempt.traceparent else []
 
 
 def signature(attempt: Attempt) -> list[tuple[str, str]]:

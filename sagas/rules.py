@@ -112,6 +112,7 @@ class Outcome:
     code: str | None = None
     message: str = ""
     retry_after: float | None = None  # seconds
+    fetched: float | None = None  # when a worker fetched it, in Unix seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -519,7 +520,10 @@ class Course:
         if progress.is_verifying and op != "compensate":
             self._verified(step, side, outcome)
         else:
+            said = len(self.facts)
             self._heard(step, side, op, outcome)
+            if outcome.fetched is not None and len(self.facts) > said:
+                self.facts[said][1]["fetched_at"] = outcome.fetched
         return True
 
     def _verified(self, step: StepPlan, side: Side, outcome: Outcome) -> None:
@@ -863,6 +867,16 @@ class Course:
             elif forward and step.action.status in ("failed", "unknown"):
                 found[name] = "action"
         return found
+
+    @property
+    def failure(self) -> tuple[str | None, str | None]:
+        """Which side of a step failed, as `step.op`, and with which code: of what is stuck the first, else why the saga
+        turned back."""
+        if self.saga.status == "attention":
+            for name, op in self.stuck.items():
+                return f"{name}.{op}", (self._side(name, op).error or {}).get("code")
+        error = self.saga.error or {}
+        return (f"{error['step']}.action" if "step" in error else None), error.get("code")
 
     def retry(self, name: str, op: str) -> None:
         """Try again what has failed, as if for the first time: the attempts go on counting, the key stays."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from core.types import Json, Text
+from core.types import PAIRS, Json, Text, check_text
 from discovery.types import ServiceName
 from locks.types import Capacity, Mode, Permits
 
@@ -104,6 +104,12 @@ class Step(Strict):
 
 Steps = Annotated[list[Step], Field(min_length=1, max_length=MAX_STEPS)]
 Order = Literal["reverse", "sequential", "parallel"]
+ErrorCode = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=100)]
+ChosenTags = Annotated[
+    list[Text],
+    Field(max_length=8, description="each `key:value`; in a query string `tag.key=value` too"),
+    PAIRS,
+]
 Tags = Annotated[dict[StepName, Text], Field(max_length=32)]
 StartName = Annotated[SagaName, Field(validation_alias=AliasChoices("name", "saga_name"))]
 
@@ -177,6 +183,31 @@ class Sagas:
     next_cursor: str | None
 
 
+FailedSide = Literal["action", "compensation"]
+
+
+@dataclass(slots=True)
+class FailureGroup:
+    """Sagas of one name that failed at the same side of the same step, with the same code. No step: it was about the
+    whole, like a deadline. `attention`: how many of them wait for a human. `newest`: the id of the last."""
+
+    name: str
+    step: str | None
+    side: FailedSide | None
+    code: str | None
+    count: int
+    attention: int
+    newest: str
+    first_seen_at: datetime
+    last_seen_at: datetime
+
+
+@dataclass(slots=True)
+class Failures:
+    items: list[FailureGroup]
+    is_partial: bool
+
+
 @dataclass(slots=True)
 class HistoryEvent:
     version: int
@@ -193,6 +224,82 @@ class History:
     events: list[HistoryEvent]
     version: int
     has_more: bool
+
+
+WaitReason = Literal[
+    "retry", "ongoing", "deferred", "worker", "locks", "time", "signal", "saga", "answer",
+]  # fmt: skip
+
+
+@dataclass(slots=True)
+class TimelineState:
+    """What the saga was from then to then, until it was over; `finished_at` is null of what it is now."""
+
+    status: Status
+    started_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(slots=True)
+class TimelineAttempt:
+    """One attempt. `by`: push, a call; pull, a worker who fetched it. `outcome`: succeeded, failed, refused,
+    misconfigured, unknown, ongoing; lost (whoever called is gone), abandoned (the saga was ended); of a
+    question about an action: applied, not_applied, unknown; null while it is under way."""
+
+    attempt: int
+    by: Literal["push", "pull"]
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: str | None
+    code: str | None
+    message: str | None
+
+
+@dataclass(slots=True)
+class TimelineWait:
+    """Time in which nothing could be done but wait. `reason`: retry (the pause before the next attempt), ongoing (the
+    participant is at it and wants to be asked again), deferred (its service answers nobody), worker (nobody has fetched
+    it), locks, time (a sleep), signal, saga (the step is one), answer (it was accepted and is answered later). `about`:
+    the signal, or the keys of the locks. `until`: when it ends at the latest, as was said when it began."""
+
+    reason: WaitReason
+    about: str | None
+    attempt: int | None
+    started_at: datetime
+    finished_at: datetime | None
+    until: datetime | None
+
+
+@dataclass(slots=True)
+class TimelineLane:
+    """One side of a step: its action, its compensation, or what its participant was asked about the action (verify).
+    `outcome` of it all: succeeded, failed, unknown, stuck, skipped; applied, not_applied; null while it is not over."""
+
+    step: str
+    side: Literal["action", "compensation", "verify"]
+    outcome: str | None
+    code: str | None
+    message: str | None
+    finished_at: datetime | None
+    attempts: list[TimelineAttempt]
+    waits: list[TimelineWait]
+
+
+@dataclass(slots=True)
+class Timeline:
+    """What a saga did and when, as of `as_of`. `is_cut`: it is told from the last events only, from
+    `from_version` on."""
+
+    saga_id: str
+    name: str
+    status: Status
+    created_at: datetime
+    finished_at: datetime | None
+    as_of: datetime
+    states: list[TimelineState]
+    lanes: list[TimelineLane]
+    from_version: int
+    is_cut: bool
 
 
 @dataclass(slots=True)

@@ -88,7 +88,8 @@ class Worker:
 
     async def _tell(self, attempt: Attempt, outcome: Outcome) -> None:
         """Have it written down what came of a call, through short outages. If that fails, the call is made again."""
-        call = Call(SYSTEM, attempt.namespace, correlation_id=attempt.correlation_id)
+        call = Call(SYSTEM, attempt.namespace, correlation_id=attempt.correlation_id,
+                    traceparent=attempt.traceparent)  # fmt: skip
         params = {"saga_id": attempt.saga_id, "step": attempt.step, "op": attempt.op, "attempt": attempt.number,
                   "outcome": outcome}  # fmt: skip
         for pause in PAUSES:

@@ -184,7 +184,7 @@ def test_a_timeline_has_a_lane_for_each_step_and_compensation(
     address = is_so(lane, saga_id, "compensated")
     assert lanes(operator, address) == {
         "saga saga": ["running", "compensating"],
-        "step a": ["failed", "backoff", "succeeded"],
+        "step a": ["unknown", "backoff", "succeeded"],
         "step nap": ["waiting", "succeeded"],
         "step declined": ["failed"],
         "step never": [],
@@ -198,7 +198,7 @@ def test_a_timeline_goes_to_now_and_draws_long_pauses_shorter(
     address = stuck(lane)
     until(lambda: "drawn shorter" in text(operator, page("sagas.Saga", address)))
     assert lanes(operator, address)["saga saga"] == ["running", "attention"]
-    assert lanes(operator, address)["step bad"] == ["failed", "backoff", "unknown"]
+    assert lanes(operator, address)["step bad"] == ["unknown", "backoff", "unknown"]
     waits = is_so(lane, start(lane, GATE), "running")
     assert lanes(operator, waits) == {"saga saga": ["running"], "step gate": ["waiting"]}
     from sagas.admin import facts as told
@@ -325,6 +325,9 @@ def test_what_needs_attention_is_in_one_place(operator: Client, lane: Lane, part
     assert (said["stuck"], said["failure"], said["tag_list"]) == ("bad", "boom: It broke.", "shop:rome")
     said = line(operator, "sagas.Attention", back)
     assert (said["stuck"], said["failure"]) == ("compensation of a", "down: Later.")
+    chosen = text(operator, listing("sagas.Attention", namespace=lane.namespace, error="down"))
+    assert (page("sagas.Saga", back) in chosen, page("sagas.Saga", forward) in chosen) == (True, False)
+    assert "error=boom" in chosen
     assert text(operator, listing("sagas.Attention")).count("data-row") >= 2  # whatever their namespaces
     assert int(figure(operator, "Sagas that need attention").replace(",", "")) >= 2
     assert listing("sagas.Attention") in text(operator, "/admin/")

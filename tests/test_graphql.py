@@ -17,6 +17,7 @@ from graphql import build_client_schema, get_introspection_query, print_schema
 
 from api.graphql import documents
 from core.operations import registry
+from sagas.services import courses
 from tests.doors import GraphQL, Lane, Served
 from tests.doors.graphql import SCHEMA, camel, client, schema
 from tests.test_locks import queue, until
@@ -534,6 +535,55 @@ def test_a_lock_has_its_history_and_a_stream_its_events(ask: Asker, lane: Lane) 
     assert grant["lock_id"] not in str(data)
     assert [each["data"] for each in data["streamsGet"]["events"]] == [{"n": 29}, {"n": 28}]
     assert data["none"]["events"] == []
+
+
+SAGAS = """query($n: BigInt!) { sagasFind(first: $n) { nodes {
+    sagaId status steps { name status } locks(limit: 1) { key mode fencingToken } events(limit: 2) { eventType version }
+    again: events(limit: 2) { data } all: locks { key }
+} } }"""
+
+
+def test_a_list_of_sagas_with_all_that_lies_beside_them_costs_as_many_statements_as_one(
+    ask: Asker, lane: Lane, statements: list[str]
+) -> None:
+    locks = [{"key": "b/${input}"}, {"key": "a/${input}", "mode": "shared"}]
+    gate = {"name": "gate", "kind": "signal", "locks": locks}
+    ids = [lane("sagas.start", name="s", steps=[gate], input=f"{n:02}")["saga_id"] for n in range(30)]
+    courses._plans.clear()
+
+    def asked(count: int) -> tuple[list[dict[str, Any]], int]:
+        statements.clear()
+        nodes = ask(SAGAS, n=count)["sagasFind"]["nodes"]
+        about = [each for each in statements if "sagas_" in each or "with ordinality" in each]
+        return nodes, len(about)
+
+    one, few = asked(1)
+    _, known = asked(1)
+    nodes, many = asked(30)
+    # The list, how far they are and, the first time, what they do; one lock and twenty; the last events, asked twice.
+    assert (few, known, many, len(one), len(nodes)) == (6, 5, 5, 1, 30)
+    assert [each["sagaId"] for each in nodes] == ids[::-1]
+    for number, node in enumerate(nodes[::-1]):
+        assert node["steps"] == [{"name": "gate", "status": "waiting"}]
+        assert node["locks"][0]["key"] == f"a/{number:02}"
+        assert (node["locks"][0]["mode"], node["locks"][0]["fencingToken"] > 0) == ("shared", True)
+        assert node["all"] == [{"key": f"a/{number:02}"}, {"key": f"b/{number:02}"}]
+        assert [each["eventType"] for each in node["events"]] == ["step.waiting", "step.locked"]
+
+
+def test_a_saga_has_its_locks_and_its_events_also_as_an_answer_that_was_kept(ask: Asker, lane: Lane) -> None:
+    gate = {"name": "gate", "kind": "signal", "locks": [{"key": "k"}]}
+    start = """mutation($steps: [StepInput!]!) { sagasStart(name: "s", steps: $steps, idempotencyKey: "once") {
+        sagaId steps { name } locks { key } events { eventType } } }"""
+    first, again = (ask(start, steps=[gate])["sagasStart"] for _ in range(2))
+    assert first == again
+    assert first["locks"] == [{"key": "k"}]
+    assert first["events"][-1] == {"eventType": "saga.started"}
+    lane("sagas.signal", saga_id=first["sagaId"], signal="gate")
+    query = "query($id: String!) { sagasGet(sagaId: $id) { status locks { key } events(limit: 1) { eventType } } }"
+    assert ask(query, id=first["sagaId"])["sagasGet"] == {
+        "status": "succeeded", "locks": [], "events": [{"eventType": "saga.succeeded"}],
+    }  # fmt: skip
 
 
 def test_nested_reads_stay_in_their_namespace(ask: Asker, lane: Lane, served: Served) -> None:

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from secrets import token_hex
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.doors import Door, Lane, Refused
+from tests.doors import Django, Door, Grpc, Lane, Refused, Served
 from tests.participant import Participant
 
 RETRY = {"backoff_strategy": "fixed", "initial_delay_seconds": 0.05, "jitter": "none"}
@@ -47,10 +50,10 @@ def reaches(door: Door, saga_id: str, *statuses: str, seconds: float = 10.0) -> 
     return found
 
 
-def fetched(door: Door) -> Any:
+def fetched(door: Door, service: str = "shop") -> Any:
     """The next task for a worker; not every door can wait for it."""
     deadline = time.monotonic() + 10
-    while not (found := door("workers.poll", service="shop", worker_id="w")["tasks"]):
+    while not (found := door("workers.poll", service=service, worker_id="w")["tasks"]):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     (task,) = found
@@ -317,9 +320,238 @@ def test_sagas_are_found(call: Door) -> None:
     assert find(name="order") == [over]
     assert find(tag=["shop:a", "n:1"]) == [over]
     assert find(tag=["shop:b"]) == []
+    assert find(tag=["shop:a", "shop:b"]) == []
     page = call("sagas.find", limit=1)
     assert [each["saga_id"] for each in page["items"]] == [lasts]
     assert find(limit=1, cursor=page["next_cursor"]) == [over]
+
+
+@pytest.mark.parametrize("door", [Lane, Django])
+def test_a_query_string_may_name_the_tag(served: Served, namespace: str, door: type[Door]) -> None:
+    rest = door(served, namespace)
+    a, b = (start(rest, SLEEP, tags={"order": order, "shop": "x"}) for order in ("42", "4:3"))
+
+    def find(**query: Any) -> list[str]:
+        return [each["saga_id"] for each in rest("sagas.find", **query)["items"]]
+
+    assert find(**{"tag.order": "42"}) == [a]
+    assert (
+        find(**{"tag.order": "4:3", "tag.shop": "x"}) == find(**{"tag.order": "4:3", "tag": "shop:x"}) == [b]
+    )
+    assert find(**{"tag.shop": "x"}) == find(tag="shop:x") == [b, a]
+    assert find(**{"tag.order": ["42", "4:3"]}) == find(**{"tag.order": ""}) == []
+    for bad, pointer in (({"tag.order": "x" * 256}, "/tag/0"), ({"name.order": "42"}, "/name.order")):
+        with pytest.raises(Refused) as refused:
+            find(**bad)
+        assert [each["pointer"] for each in refused.value.problem["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("door", [Lane, Django])
+def test_who_starts_a_saga_is_told_where_it_is(served: Served, namespace: str, door: type[Door]) -> None:
+    rest = door(served, namespace)
+    first, again = (rest("sagas.start", name="x", steps=[SLEEP], _={"key": "k"}) for _ in range(2))
+    assert again.replayed
+    for answer in (first, again):
+        assert answer.headers["location"] == f"/api/v1/sagas/{first['saga_id']}"
+    assert "location" not in rest("sagas.get", saga_id=first["saga_id"]).headers
+    found = httpx.get(
+        f"http://127.0.0.1:{served.port}{first.headers['location']}", headers={"syros-namespace": namespace}
+    )
+    assert found.json()["saga_id"] == first["saga_id"]
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize("door", [Lane, Django, Grpc])
+def test_all_calls_of_a_saga_belong_to_the_trace_of_its_start(
+    served: Served, namespace: str, participant: Participant, door: type[Door]
+) -> None:
+    with closing(door(served, namespace)) as rest:
+        register(rest, participant)
+        rest("definitions.put", name="inner", steps=[step("i")])
+        participant.script["b"] = lambda asked: (409, {"code": "no"}, {})
+        nap = {"name": "nap", "kind": "sleep", "seconds": 0.1}
+        child = {"name": "child", "kind": "saga", "definition": "inner"}
+        steps = [step("a"), nap, child, step("w", service="workers"), step("b")]
+        saga_id = rest("sagas.start", name="x", steps=steps, _={"trace": TRACE})["saga_id"]
+        task = fetched(rest, "workers")
+        assert task["context"]["traceparent"] == TRACE
+        rest("tasks.complete", task_id=task["task_id"], lease_token=task["lease_token"])
+        task = fetched(rest, "workers")
+        rest("tasks.complete", task_id=task["task_id"], lease_token=task["lease_token"])
+        reaches(rest, saga_id, "compensated")
+        assert participant.paths() == ["a", "i", "b", "undo_i", "undo_a"]
+        assert [asked.headers["traceparent"] for asked in participant.asked] == [TRACE] * 5
+        assert {asked.body["context"]["traceparent"] for asked in participant.asked} == {TRACE}
+
+
+def test_a_call_belongs_to_the_trace_of_who_caused_it(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    participant.script["a"] = lambda asked: (409, {"code": "no"}, {})
+    saga_id = start(lane, step("p", pivot=True), step("a"))
+    reaches(lane, saga_id, "attention")
+    participant.script["a"] = lambda asked: (200, None, {})
+    lane("sagas.retry", saga_id=saga_id, reason="mended", _={"trace": TRACE})
+    reaches(lane, saga_id, "succeeded")
+    assert [asked.headers.get("traceparent") for asked in participant.asked] == [None, None, TRACE]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["x", f"{TRACE}-more", TRACE.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32), f"ff{TRACE[2:]}"],
+)
+def test_a_trace_that_is_none_is_not_passed_on(lane: Lane, participant: Participant, bad: str) -> None:
+    register(lane, participant)
+    saga_id = lane("sagas.start", name="x", steps=[step("a")], _={"trace": bad})["saga_id"]
+    reaches(lane, saga_id, "succeeded")
+    assert "traceparent" not in participant.asked[0].headers
+
+
+def test_a_timeline_tells_attempts_and_waits(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    answers: list[Any] = [(503, {"code": "busy"}, {}), (200, None, {})]
+    participant.script["a"] = lambda asked: answers.pop(0)
+    participant.script["undo_a"] = lambda asked: (200, None, {})
+    work = step("w", service="nobody")
+    saga_id = start(call, step("a", retry_policy=RETRY), {"name": "s", "kind": "signal"}, work, step("never"))
+    call("sagas.signal", saga_id=saga_id, signal="s")
+    task = fetched(call, "nobody")
+    lease = {"task_id": task["task_id"], "lease_token": task["lease_token"]}
+    under_way = lanes_of(call, saga_id)["w", "action"]
+    assert [(each["attempt"], each["by"], each["outcome"]) for each in under_way["attempts"]] == [
+        (1, "pull", None)
+    ]
+    call("tasks.fail", **lease, code="no")
+    reaches(call, saga_id, "compensated")
+    found = call("sagas.timeline", saga_id=saga_id)
+    assert (found["saga_id"], found["name"], found["status"]) == (saga_id, "order", "compensated")
+    assert (found["from_version"], found["is_cut"]) == (1, False)
+    assert [each["status"] for each in found["states"]] == ["running", "compensating"]
+    assert found["states"][1]["finished_at"] >= found["finished_at"]
+    assert found["states"][0]["finished_at"] == found["states"][1]["started_at"]
+    lanes = lanes_of(call, saga_id)
+    assert list(lanes) == [
+        ("a", "action"), ("s", "action"), ("w", "action"), ("never", "action"), ("a", "compensation"),
+    ]  # fmt: skip
+    told = [(each["by"], each["outcome"], each["code"]) for each in lanes["a", "action"]["attempts"]]
+    assert told == [("push", "unknown", "busy"), ("push", "succeeded", None)]
+    first, second = lanes["a", "action"]["attempts"]
+    (pause,) = lanes["a", "action"]["waits"]
+    assert (pause["reason"], pause["started_at"], pause["finished_at"]) == (
+        "retry", first["finished_at"], second["started_at"],
+    )  # fmt: skip
+    (queued,), (worked,) = lanes["w", "action"]["waits"], lanes["w", "action"]["attempts"]
+    assert (queued["reason"], worked["by"], worked["outcome"], worked["code"]) == (
+        "worker", "pull", "failed", "no",
+    )  # fmt: skip
+    assert queued["started_at"] < queued["finished_at"] == worked["started_at"] < worked["finished_at"]
+    assert under_way["attempts"][0]["started_at"] == worked["started_at"]
+    assert (lanes["w", "action"]["outcome"], lanes["w", "action"]["code"]) == ("failed", "no")
+    assert (lanes["never", "action"]["outcome"], lanes["never", "action"]["attempts"]) == (None, [])
+    assert lanes["a", "compensation"]["outcome"] == "succeeded"
+
+
+def lanes_of(door: Door, saga_id: str) -> dict[tuple[str, str], Any]:
+    lanes = door("sagas.timeline", saga_id=saga_id)["lanes"]
+    return {(lane["step"], lane["side"]): lane for lane in lanes}
+
+
+def test_a_history_comes_in_pages(call: Door) -> None:
+    saga_id = start(call, *({**SLEEP, "name": f"s{n}"} for n in range(3)))
+    reaches(call, saga_id, "succeeded")
+    whole = call("sagas.history", saga_id=saga_id)
+    assert [event["version"] for event in whole["events"]] == list(range(1, 9))
+    assert (whole["version"], whole["has_more"]) == (8, False)
+    page = call("sagas.history", saga_id=saga_id, from_version=2, limit=3)
+    assert page["events"] == whole["events"][1:4]
+    assert (page["version"], page["has_more"]) == (4, True)
+
+
+def test_a_history_s_page_ends_before_it_is_too_large(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core import log
+
+    gates = [{"name": f"s{n}", "kind": "signal"} for n in range(3)]
+    saga_id = start(lane, *gates)
+    for gate in gates:
+        lane("sagas.signal", saga_id=saga_id, signal=gate["name"], payload=token_hex(1500))
+    monkeypatch.setattr(log, "READ_BYTES", 4000)
+    pages, has_more = [[0]], True
+    while has_more:
+        page = lane("sagas.history", saga_id=saga_id, from_version=pages[-1][-1] + 1)
+        pages.append([event["version"] for event in page["events"]])
+        has_more = page["has_more"]
+    assert [version for page in pages[1:] for version in page] == list(range(1, 12))
+    assert len(pages) > 3
+
+
+def test_a_timeline_of_many_events_says_that_it_is_cut(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sagas.services import looking
+
+    naps = [{"name": f"s{n}", "kind": "sleep", "seconds": 0} for n in range(5)]
+    saga_id = start(lane, *naps)
+    reaches(lane, saga_id, "succeeded")
+    version = lane("sagas.history", saga_id=saga_id)["version"]
+    monkeypatch.setattr(looking, "TOLD", 4)
+    found = lane("sagas.timeline", saga_id=saga_id)
+    assert (found["from_version"], found["is_cut"]) == (version - 3, True)
+    assert len(found["lanes"]) == 5
+
+
+def test_failures_are_grouped_and_found_by_their_code(call: Door, participant: Participant) -> None:
+    register(call, participant)
+    participant.script["b"] = lambda asked: (409, {"code": asked.body["input"]}, {})
+    participant.script["undo_a"] = lambda asked: (500, {"code": "broken"}, {})
+    undo = {**RETRY, "max_attempts": 1}
+    stuck = start(call, step("a", compensation_retry_policy=undo), step("b"), input="declined")
+    reaches(call, stuck, "attention")
+    participant.script["undo_a"] = lambda asked: (200, None, {})
+    first, second, other = (start(call, step("a"), step("b"), input=code) for code in ("no", "no", "other"))
+    late = start(call, {"name": "s", "kind": "sleep", "seconds": 60}, deadline_seconds=0.1)
+    fine = start(call, step("a"))
+    for saga_id, status in ((first, "compensated"), (second, "compensated"), (other, "compensated"),
+                            (late, "failed"), (fine, "succeeded")):  # fmt: skip
+        reaches(call, saga_id, status)
+    found = call("sagas.failures")
+    groups = {each["newest"]: each for each in found["items"]}
+    assert found["is_partial"] is False
+    assert found["items"][0]["count"] == 2
+    assert set(groups) in ({stuck, first, other, late}, {stuck, second, other, late})
+    told = [(each["name"], each["step"], each["side"], each["code"], each["count"], each["attention"])
+            for each in (found["items"][0], *(groups[saga_id] for saga_id in (other, stuck, late)))]  # fmt: skip
+    assert told == [
+        ("order", "b", "action", "no", 2, 0), ("order", "b", "action", "other", 1, 0),
+        ("order", "a", "compensation", "broken", 1, 1), ("order", None, None, "deadline", 1, 0),
+    ]  # fmt: skip
+    assert found["items"][0]["first_seen_at"] < found["items"][0]["last_seen_at"]
+    assert [each["newest"] for each in call("sagas.failures", status="attention")["items"]] == [stuck]
+    assert call("sagas.failures", name="nothing")["items"] == []
+    assert call("sagas.failures", since="2999-01-01T00:00:00Z")["items"] == []
+
+    def find(**about: Any) -> list[str]:
+        return [each["saga_id"] for each in call("sagas.find", **about)["items"]]
+
+    assert find(error_code="no") == [second, first]
+    assert find(error_code="broken", status="attention") == [stuck]
+    assert find(error_code="declined") == []
+    begun = call("sagas.get", saga_id=second)["created_at"]
+    assert find(error_code="no", until=begun) == [first]
+    assert find(error_code="no", since=begun) == [second]
+    done = call("sagas.batch", verb="retry", reason="mended", error_code="broken", dry_run=False)
+    assert (done["matched"], done["done"]) == (1, 1)
+    assert reaches(call, stuck, "compensated")["error"]["code"] == "declined"
+    assert find(error_code="declined") == [stuck]
+
+
+def test_the_last_failures_are_looked_at(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sagas.services import looking
+
+    for _ in range(3):
+        saga_id = start(lane, {**SLEEP, "seconds": 60})
+        lane("sagas.cancel", saga_id=saga_id, reason="x")
+    assert (lane("sagas.failures")["items"][0]["count"], lane("sagas.failures")["is_partial"]) == (3, False)
+    monkeypatch.setattr(looking, "SCANNED", 2)
+    assert lane("sagas.failures")["is_partial"] is True
 
 
 def test_the_same_key_starts_one_saga(call: Door) -> None:
@@ -332,7 +564,7 @@ def test_the_same_key_starts_one_saga(call: Door) -> None:
 
 
 def test_what_is_not_there(call: Door) -> None:
-    for operation in ("sagas.get", "sagas.history", "sagas.pause"):
+    for operation in ("sagas.get", "sagas.history", "sagas.timeline", "sagas.pause"):
         with pytest.raises(Refused, match="saga_not_found"):
             call(operation, saga_id="nothing")
     with pytest.raises(Refused, match="task_not_found"):

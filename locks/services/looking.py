@@ -19,6 +19,7 @@ from locks import volatile
 from locks.types import (
     Contended,
     ContendedLocks,
+    HeldLock,
     Holder,
     Key,
     LockClass,
@@ -51,6 +52,14 @@ QUEUES = """select o.place, c.* from unnest(%s::text[]) with ordinality o(lock, 
     from locks_claim where id > o.lock || '#' and id < o.lock || '$' and deadline > clock_timestamp()
     order by id limit %s) c
 order by o.place, c.ticket"""
+
+OF_SESSIONS = """select s.place, h.* from unnest(%s::text[]) with ordinality s(name, place) cross join lateral (
+    select id as key, 'exclusive', capacity, last_token, acquired_at from locks_lock
+        where session = s.name and id > %s and id < %s and lock_id is not null
+    union all select split_part(id, '#', 1), mode, permits, token, acquired_at from locks_hold
+        where session = s.name and id > %s and id < %s
+    order by key limit %s) h
+order by s.place, h.key"""
 
 
 def keys(call: Call, prefix: str) -> tuple[str, str]:
@@ -89,6 +98,15 @@ async def waiters_of(addresses: Sequence[str], limit: int) -> list[list[Waiter]]
     found: list[list[Waiter]] = [[] for _ in addresses]
     for place, *about in await rows(QUEUES, [list(addresses), limit]):
         found[place - 1].append(Waiter(*about))
+    return found
+
+
+async def held_in(namespace: str, sessions: Sequence[str], limit: int) -> list[list[HeldLock]]:
+    """The locks that each of several sessions holds, in key order: one statement for all."""
+    found: list[list[HeldLock]] = [[] for _ in sessions]
+    space = between(namespace)
+    for place, address, *about in await rows(OF_SESSIONS, [list(sessions), *space, *space, limit]):
+        found[place - 1].append(HeldLock(address.partition("/")[2], *about))
     return found
 
 

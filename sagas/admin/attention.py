@@ -3,14 +3,17 @@
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
 
-from core.console import NamespaceFilter, each, fetch, span
+from core.console import Choice, NamespaceFilter, each, fetch, span
 from sagas import progress as stored_progress
-from sagas.admin.sagas import NameFilter, SagaAdmin
+from sagas.admin.sagas import LISTED_NAMES, NameFilter, SagaAdmin
 from sagas.admin.steps import side_of, stuck_in
 from sagas.admin.words import breakable, cause, saga_link
 from sagas.models import Attention
 
+LOOKED_AT = 1000  # sagas whose errors the filter offers
 SHOWN = 3  # stuck steps in one cell
 # How far each is, and since when it waits.
 WAITING = """select s.id, s.progress::text, e.recorded_at from sagas_saga s
@@ -20,6 +23,24 @@ left join lateral (
         and stream = '$saga:' || split_part(s.id, '/', 2) and type = 'saga.attention' order by version desc limit 1
 ) e on true
 where s.id = any(%s::text[])"""
+
+
+CODES = """select distinct failed_code from (
+    select failed_code from sagas_saga where status = 'attention' and failed_code is not null limit %s) found
+order by failed_code limit %s"""
+
+
+class CodeFilter(Choice):
+    """By what is stuck."""
+
+    title = "error"
+    parameter_name = "error"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(code, code) for (code,) in fetch(CODES, [LOOKED_AT, LISTED_NAMES])]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(failed_code=self.value()) if self.value() else queryset
 
 
 @admin.register(Attention)
@@ -37,7 +58,7 @@ class AttentionAdmin(SagaAdmin):
     )
     list_display = ("saga", "title_of", "namespace", "stuck", "waiting", "reason_of", "failure", "tag_list")
     list_display_links = None  # one page for each saga is enough
-    list_filter = (NameFilter, NamespaceFilter)
+    list_filter = (CodeFilter, NameFilter, NamespaceFilter)
     search_fields = ()  # nor are they found twice
 
     def complete(self, rows: list[Any]) -> None:

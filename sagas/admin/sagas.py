@@ -29,7 +29,7 @@ from core.console import (
 from core.models import Process
 from sagas.admin.facts import facts_of, history_panel
 from sagas.admin.steps import standing, steps_panel, stuck_panel
-from sagas.admin.timeline import timeline
+from sagas.admin.timeline import timeline_panel
 from sagas.admin.words import STATES, breakable, cause, length, saga_link, short, state_label
 from sagas.models import Definition, Saga
 
@@ -228,7 +228,7 @@ class SagaAdmin(RecordAdmin):
         if stands:
             plan, progress = stands
             yield from stuck_panel(progress)
-            yield timeline(saga, plan.steps, facts)
+            yield timeline_panel(saga, plan.steps, facts)
             yield steps_panel(saga, plan, progress)
         yield history_panel(saga, facts)
 

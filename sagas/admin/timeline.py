@@ -1,32 +1,36 @@
-"""What a saga did and when, as bars in lanes: one of the saga, one of each step, one of each compensation."""
+"""What a saga did and when, drawn as bars in lanes: one of the saga, one of each side of a step."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate, pairwise
+from operator import attrgetter
 from typing import Any
 
 from core.console import Panel
-from sagas.admin.facts import Fact
+from sagas import timeline
+from sagas.admin.facts import fetched_of
 from sagas.admin.words import length
-from sagas.rules import FINAL
+from sagas.facts import Fact
+from sagas.timeline import Told
+from sagas.types import TimelineAttempt, TimelineLane, TimelineState, TimelineWait
 
 LANES = 100
-# What begins, by what was said. Of what was begun, what is said next tells how it ended.
-BEGUN = {"dispatched": "calling", "verifying": "calling", "queued": "queued", "accepted": "accepted",
-         "waiting": "waiting", "ongoing": "backoff", "deferred": "backoff"}  # fmt: skip
-ENDED = {"succeeded": "succeeded", "failed": "failed", "stuck": "failed", "unknown": "unknown",
-         "skipped": "skipped"}  # fmt: skip
-AWAITED = ("calling", "queued")  # looks in the end like what it came to
-AGAIN = (
-    "dispatched",
-    "verifying",
-    "queued",
-)  # said while a call is under way: nobody heard what came of that
-STOPPED = ("queued", "waiting", "backoff")  # what a saga that turns back drops without a word
+# How an attempt looks by what came of it; one under way, calling.
+ATTEMPTS = {
+    "succeeded": "succeeded", "applied": "succeeded", "failed": "failed", "not_applied": "failed",
+    "refused": "failed", "misconfigured": "failed", "ongoing": "calling", "lost": "lost",
+}  # fmt: skip
+WAITS = {
+    "retry": "backoff",
+    "ongoing": "backoff",
+    "deferred": "backoff",
+    "worker": "queued",
+    "answer": "accepted",
+}
+SIDES = {"action": "step", "compensation": "compensation", "verify": "verify"}
 MARKS = {"succeeded": "✓", "failed": "✗", "unknown": "?", "lost": "?", "skipped": "–"}
-ASIDE = ("late_result", "events_failed", "retried")  # nothing begins or ends with it
 LEGEND = [
     ("succeeded", "done"), ("failed", "failed"), ("unknown", "nobody knows"), ("calling", "under way"),
     ("waiting", "waits"), ("compensation succeeded", "taken back"),
@@ -47,73 +51,11 @@ class Bar:
 
 @dataclass
 class Lane:
-    """One line of bars. `kind`: saga, step or compensation."""
+    """One line of bars. `kind`: saga, step, verify or compensation."""
 
     name: str
     kind: str
-    bars: list[Bar] = field(default_factory=list)
-    _open: tuple[str, float, str] | None = None  # kind, since when, what is said of it
-
-    def hear(self, fact: Fact) -> None:
-        if fact.what in ASIDE:
-            return
-        at, ending = fact.at.timestamp(), ENDED.get(fact.what, "")
-        if self._open and self._open[0] in AWAITED:
-            is_lost = self._open[0] == "calling" and fact.what in AGAIN
-            self.close(at, "lost" if is_lost else ending, f" → {about(fact)}")
-        else:
-            self.close(at)
-            self.bars += [Bar(ending, at, at, "", about(fact))] if ending else []
-        begun = "backoff" if fact.retry_at else BEGUN.get(fact.what)
-        if begun:
-            self.begin(begun, at, about(fact))
-
-    def begin(self, kind: str, at: float, title: str) -> None:
-        self._open = kind, at, title
-
-    def close(self, at: float, kind: str = "", more: str = "") -> None:
-        """End what is open: as it is, or as what became of it."""
-        if self._open:
-            begun, since, title = self._open
-            told = f"{title}{more}, {length(at - since)}"
-            self.bars.append(Bar(kind or begun, since, at, MARKS.get(kind, ""), told))
-            self._open = None
-
-    def stop(self, at: float) -> None:
-        if self._open and self._open[0] in STOPPED:
-            self.close(at)
-
-
-def about(fact: Fact) -> str:
-    attempt = f" (attempt {fact.attempt})" if fact.attempt else ""
-    return f"{fact.what.replace('_', ' ')}{attempt}{f': {fact.said}' if fact.said else ''}"
-
-
-class SagaLane(Lane):
-    """The states of the saga itself."""
-
-    _before = "running"
-
-    def hear(self, fact: Fact) -> None:
-        begun = self._begun(fact.what)
-        if begun or fact.what in FINAL:
-            if self._open and self._open[0] not in ("paused", "attention"):
-                self._before = self._open[0]
-            self.close(fact.at.timestamp())
-        if begun:
-            self.begin(begun, fact.at.timestamp(), begun)
-
-    def _begun(self, what: str) -> str:
-        if what in ("resumed", "retried") or what.startswith("step_"):
-            return self._before
-        return {"started": "running"}.get(
-            what, what if what in ("scheduled", "paused", "compensating", "attention") else ""
-        )
-
-    def is_now(self, status: str) -> None:
-        """What is open is what the saga is, whatever could be told from the log."""
-        if self._open:
-            self._open = status, self._open[1], status
+    bars: list[Bar]
 
 
 @dataclass
@@ -127,12 +69,13 @@ class Timeline(Panel):
     legend: list[tuple[str, str]] = field(default_factory=lambda: LEGEND)
 
 
-def timeline(saga: Any, steps: Iterable[str], facts: list[Fact]) -> Timeline:
+def timeline_panel(saga: Any, steps: Iterable[str], facts: list[Fact]) -> Timeline:
     """Parameters: `steps`, all that the saga has, in order."""
     if not facts:
         return Timeline("Timeline", [], empty="None that the log still tells of.")
     until = max(saga.finished_at or saga.now, facts[-1].at)
-    lanes = list(lanes_of(saga, steps, facts, until.timestamp()))
+    told = timeline.told(steps, saga.status, facts, fetched_of(saga))
+    lanes = list(lanes_of(told, until.timestamp()))
     scale = Scale([*(fact.at.timestamp() for fact in facts), until.timestamp()])
     for lane in lanes:
         for bar in lane.bars:
@@ -155,25 +98,54 @@ def note(saga: Any, facts: list[Fact], until: datetime, count: int) -> str:
     return " ".join(parts)
 
 
-def lanes_of(saga: Any, steps: Iterable[str], facts: list[Fact], until: float) -> Iterator[Lane]:
-    """The saga's, those of its steps, and those of the compensations that there were, in their order."""
-    whole, actions = SagaLane("saga", "saga"), {name: Lane(name, "step") for name in steps}
-    undoings: dict[str, Lane] = {}
-    for fact in facts:
-        if fact.kind == "saga":
-            whole.hear(fact)
-            if fact.what == "compensating" or fact.what in FINAL:
-                for lane in actions.values():
-                    lane.stop(fact.at.timestamp())
-        elif fact.kind == "compensation":
-            undoings.setdefault(fact.step, Lane(fact.step, "compensation")).hear(fact)
-        elif fact.step in actions:
-            actions[fact.step].hear(fact)
-    if saga.finished_at is None:
-        whole.is_now(saga.status)
-    for lane in (whole, *actions.values(), *undoings.values()):
-        lane.close(until)
-        yield lane
+def lanes_of(told: Told, until: float) -> Iterator[Lane]:
+    yield Lane("saga", "saga", [state_bar(state, until) for state in told.states])
+    for lane in told.lanes:
+        waits = (wait_bar(wait, until) for wait in lane.waits)
+        attempts = (attempt_bar(attempt, until) for attempt in lane.attempts)
+        bars = sorted([*attempts, *waits, *ends_of(lane)], key=attrgetter("start"))
+        yield Lane(lane.step, SIDES[lane.side], bars)
+
+
+def state_bar(state: TimelineState, until: float) -> Bar:
+    start, end = state.started_at.timestamp(), ended(state.finished_at, until)
+    return Bar(state.status, start, end, "", f"{state.status}, {length(end - start)}")
+
+
+def attempt_bar(attempt: TimelineAttempt, until: float) -> Bar:
+    start, end = attempt.started_at.timestamp(), ended(attempt.finished_at, until)
+    kind = ATTEMPTS.get(attempt.outcome, "unknown") if attempt.outcome else "calling"
+    why = ": ".join(part for part in (attempt.code, attempt.message) if part)
+    came = (
+        f" → {(attempt.outcome or '').replace('_', ' ')}{f': {why}' if why else ''}"
+        if attempt.outcome
+        else ""
+    )
+    about = f"{'called' if attempt.by == 'push' else 'with a worker'} (attempt {attempt.attempt}){came}"
+    return Bar(kind, start, end, MARKS.get(kind, ""), f"{about}, {length(end - start)}")
+
+
+def wait_bar(wait: TimelineWait, until: float) -> Bar:
+    start, end = wait.started_at.timestamp(), ended(wait.finished_at, until)
+    about = f"waits for {wait.reason}{f' {wait.about}' if wait.about else ''}"
+    until_when = f" until {wait.until:%Y-%m-%d %H:%M:%S}" if wait.until else ""
+    return Bar(
+        WAITS.get(wait.reason, "waiting"), start, end, "", f"{about}{until_when}, {length(end - start)}"
+    )
+
+
+def ends_of(lane: TimelineLane) -> Iterator[Bar]:
+    """A mark where a side ended that was not called: after a sleep, by an operator."""
+    if lane.finished_at is None or any(each.finished_at == lane.finished_at for each in lane.attempts):
+        return
+    at, kind = lane.finished_at.timestamp(), lane.outcome or ""
+    kind = "failed" if kind == "stuck" else kind
+    why = ": ".join(part for part in (lane.code, lane.message) if part)
+    yield Bar(kind, at, at, "", f"{lane.outcome}{f': {why}' if why else ''}")
+
+
+def ended(at: datetime | None, until: float) -> float:
+    return until if at is None else at.timestamp()
 
 
 class Scale:

@@ -85,10 +85,11 @@ def create(
     deadline_seconds: float | None = None,
     saga_id: str | None = None,
     parent: str | None = None,
+    traceparent: str | None = None,
 ) -> tuple[Saga, Progress]:
     """A saga, and its first steps, if it is not to start later. Parameters: `given`, its input as JSON text;
     `start_at`, an instant to come; `deadline_seconds`, from its start; `parent`, the saga and the step that it is, as
-    `saga.step`."""
+    `saga.step`; `traceparent`, of that saga."""
     begins = start_at or tx.now
     deadline = None if deadline_seconds is None else begins + timedelta(seconds=deadline_seconds)
     progress = begin(plan, start_at, deadline)
@@ -103,6 +104,7 @@ def create(
         metadata=metadata,
         tags=encode(tags or {}).decode(),
         parent=parent,
+        traceparent=traceparent or tx.call.traceparent,
         created_at=tx.now,
         deadline_at=deadline,
     )
@@ -190,7 +192,7 @@ def store(tx: Transaction, saga: Saga, course: Course) -> None:
         (push if send.by == "push" else queue)(tx, saga, course, send)
     let_go(tx, saga, course)
     note(tx, saga, course)
-    begin_children(tx, children)
+    begin_children(tx, saga, children)
     for child in course.recalls:
         recall(tx, child, saga.name)
     if saga.parent and course.saga.is_over and not was_over:
@@ -200,7 +202,7 @@ def store(tx: Transaction, saga: Saga, course: Course) -> None:
 def told(data: dict[str, Any]) -> dict[str, Any]:
     """A fact as the log has it: instants as such, and `for` by its name."""
     found = {name.rstrip("_"): value for name, value in data.items() if value is not None}
-    for name in ("until", "retry_at"):
+    for name in ("until", "retry_at", "fetched_at"):
         if name in found:
             found[name] = instant(found[name])
     return found
@@ -208,7 +210,7 @@ def told(data: dict[str, Any]) -> dict[str, Any]:
 
 def let_go(tx: Transaction, saga: Saga, course: Course) -> None:
     """Locks whose time is over, and all of them with the saga."""
-    session = tx.get(Session, session_name(saga)) if course.released or course.saga.has_session else None
+    session = tx.get(Session, session_id(saga.name)) if course.released or course.saga.has_session else None
     if session is None or session.ended_at is not None:
         return
     if course.saga.is_over:
@@ -273,9 +275,10 @@ def name_children(tx: Transaction, saga: Saga, course: Course) -> list[Child]:
     return found
 
 
-def begin_children(tx: Transaction, children: list[Child]) -> None:
+def begin_children(tx: Transaction, saga: Saga, children: list[Child]) -> None:
     for saga_id, name, address, plan, given, parent in children:
-        create(tx, name, address, plan, encode(given).decode(), saga_id=saga_id, parent=parent)
+        create(tx, name, address, plan, encode(given).decode(), saga_id=saga_id, parent=parent,
+               traceparent=saga.traceparent)  # fmt: skip
 
 
 def recall(tx: Transaction, saga_id: str, by: str) -> None:
@@ -288,16 +291,16 @@ def recall(tx: Transaction, saga_id: str, by: str) -> None:
         store(tx, saga, course)
 
 
-def session_name(saga: Saga) -> str:
-    return f"saga-{saga.name}"
+def session_id(saga_id: str) -> str:
+    return f"saga-{saga_id}"
 
 
 def session_of(tx: Transaction, saga: Saga) -> Session:
     """The saga's own, which has its locks: it ends with the saga and no sooner."""
-    found = tx.get(Session, session_name(saga))
+    found = tx.get(Session, session_id(saga.name))
     if found is None:
         found = tx.add(
-            Session, session_name(saga), owner=f"saga {saga.title}", ttl_seconds=FOR_EVER, opened_at=tx.now,
+            Session, session_id(saga.name), owner=f"saga {saga.title}", ttl_seconds=FOR_EVER, opened_at=tx.now,
             lock_delay_seconds=0.0, expires_at=tx.now + timedelta(seconds=FOR_EVER),
         )  # fmt: skip
         tx.emit(found, "session.opened", {"owner": found.owner})
@@ -317,6 +320,7 @@ def note(tx: Transaction, saga: Saga, course: Course) -> None:
     saga.status, saga.reason, saga.dirty = progress.status, progress.reason, progress.dirty
     saga.deadline_at = instant(progress.deadline) if progress.deadline is not None else saga.deadline_at
     saga.error = encode(progress.error).decode() if progress.error else None
+    note_failure(tx, saga, course)
     saga.current_step = current_step(progress)
     saga.progress = stored_progress.to_text(progress)
     due = course.now if course.is_owner_needed else wake_at(progress, course.now)
@@ -338,6 +342,13 @@ def note(tx: Transaction, saga: Saga, course: Course) -> None:
         saga.output = None if progress.output is None else encode(progress.output).decode()
 
 
+def note_failure(tx: Transaction, saga: Saga, course: Course) -> None:
+    side, code = course.failure
+    if (side, code) != (saga.failed_side, saga.failed_code):
+        saga.failed_side, saga.failed_code = side, code
+        saga.failed_at = tx.now if code else None
+
+
 def current_step(progress: Progress) -> str | None:
     """The first step that something is being done about."""
     for name, step in progress.steps.items():
@@ -356,9 +367,11 @@ def path_of(send: Send) -> str | None:
     return {"action": step.action, "compensate": step.compensation, "verify": step.verify}[send.op]
 
 
-def context_of(saga: Saga, send: Send, tokens: dict[str, int] | None) -> dict[str, Any]:
+def context_of(tx: Transaction, saga: Saga, send: Send, tokens: dict[str, int] | None) -> dict[str, Any]:
+    trace = trace_of(tx, saga)
+    more = {"traceparent": trace} if trace else {}
     return {"saga_id": saga.name, "saga_name": saga.title, "step": send.step.name, "op": send.op,
-            "attempt": send.attempt, "outcome": send.outcome, "fencing_tokens": tokens}  # fmt: skip
+            "attempt": send.attempt, "outcome": send.outcome, "fencing_tokens": tokens, **more}  # fmt: skip
 
 
 def push(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
@@ -366,18 +379,24 @@ def push(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
     assert send.step.service
     assert path
     tokens = course.tokens.get(send.step.name)
+    body = encode({"input": send.input, "context": context_of(tx, saga, send, tokens)})
     attempt = Attempt(
         tx.call.namespace, saga.name, saga.title, send.step.name, send.op, send.attempt, send.step.service, path,
-        send.step.timeout, key_of(saga, send), encode({"input": send.input, "context": context_of(saga, send, tokens)}),
-        send.outcome, tokens, tx.call.correlation_id,
+        send.step.timeout, key_of(saga, send), body, send.outcome, tokens, tx.call.correlation_id, trace_of(tx, saga),
     )  # fmt: skip
     tx.afterwards(worker.attempt, attempt)
+
+
+def trace_of(tx: Transaction, saga: Saga) -> str | None:
+    """The trace that a call belongs to: its saga's from beginning to end or, if it has none, that of who caused it."""
+    traceparent: str | None = saga.traceparent or tx.call.traceparent
+    return traceparent
 
 
 def queue(tx: Transaction, saga: Saga, course: Course, send: Send) -> None:
     assert send.step.service
     body = {"saga_name": saga.title, "action": path_of(send), "idempotency_key": key_of(saga, send),
-            "input": send.input, "context": context_of(saga, send, course.tokens.get(send.step.name))}  # fmt: skip
+            "input": send.input, "context": context_of(tx, saga, send, course.tokens.get(send.step.name))}  # fmt: skip
     queue = tx.address(send.step.service)
     tx.add_at(
         Task, task_address(saga, send.step.name, send.op), queue=queue, saga=saga.id, step=send.step.name,

@@ -2,11 +2,10 @@
 
 from asyncio import gather
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from orjson import Fragment
-from pydantic import Field
 
 from core.batch import Transaction
 from core.callers import Call
@@ -19,9 +18,9 @@ from sagas.errors import NotPaused, NotStuck, PivotPassed, SagaOver, StepNotFoun
 from sagas.models import Saga
 from sagas.rules import Course, Side
 from sagas.services.courses import course_of, saga_of, store
-from sagas.services.looking import matching
+from sagas.services.looking import Choice, matching
 from sagas.states import state_of
-from sagas.types import SagaId, SagaName, SagaState, Status, StepName
+from sagas.types import ChosenTags, ErrorCode, SagaId, SagaName, SagaState, Status, StepName
 
 
 def touches(params: dict[str, Any]) -> list[tuple[type[Any], str]]:
@@ -169,13 +168,16 @@ async def batch(
     status: Status | None = None,
     name: SagaName | None = None,
     since: Instant | None = None,
-    tag: Annotated[list[Text], Field(max_length=8)] = [],  # noqa: B006
+    until: Instant | None = None,
+    tag: ChosenTags = [],  # noqa: B006
+    error_code: ErrorCode | None = None,
     dry_run: bool = True,
 ) -> BatchResult:
     """Say the same to up to 1,000 sagas that are not over, the newest first: of one `status`, `name`, begun `since`
-    then, with every `tag` (`key:value`). With `dry_run`, which is the default, it is only told how many there are.
+    then and before `until`, with every `tag` (`key:value`), that failed with `error_code`. With `dry_run`, which is the
+    default, it is only told how many there are.
     """
-    found = await matching(call, status, name, since, tag, MANY + 1)
+    found = await matching(call, Choice(status, name, since, until, tag, error_code), MANY + 1)
     ids = [item.saga_id for item in found[:MANY] if item.finished_at is None]
     outcomes = [] if dry_run else await gather(*(said_to(call, verb, saga_id, reason) for saga_id in ids))
     failed = [each for each in outcomes if each is not None]
@@ -184,7 +186,7 @@ async def batch(
 
 async def said_to(call: Call, verb: str, saga_id: str, reason: str) -> NotDone | None:
     """What went wrong, if anything did."""
-    by = Call(call.caller, call.namespace, call.request_id, correlation_id=call.correlation_id)
+    by = replace(call, idempotency_key=None, size=0)
     try:
         await runtime.run(VERBS[verb], by, {"saga_id": saga_id, "reason": reason, "fence": None})
     except SyrosError as refusal:

@@ -42,7 +42,15 @@ async def end_of(call: Call, answer: Any, seconds: float) -> SagaState:
     return await at_rest(call, saga_id, seconds)
 
 
-@command("POST sagas", returns=SagaState, status=201, hot=True, touches=touches, until=end_of)
+@command(
+    "POST sagas",
+    returns=SagaState,
+    status=201,
+    hot=True,
+    touches=touches,
+    until=end_of,
+    location="GET sagas/{saga_id}",
+)
 def start(
     tx: Transaction,
     *,

@@ -2,7 +2,7 @@
 
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from operator import itemgetter
 from time import monotonic
@@ -27,7 +27,7 @@ from sagas.services.courses import course_of, store
 from sagas.services.driving import heard
 from sagas.services.looking import heard_of
 from sagas.states import instant
-from sagas.types import Strict, TaskDone, Tasks
+from sagas.types import ErrorCode, Strict, TaskDone, Tasks
 from sagas.types import Task as TaskState
 from sagas.worker import worker
 
@@ -37,15 +37,14 @@ TaskId = Annotated[
 LeaseToken = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=64)]
 LeaseSeconds = Annotated[float, Field(ge=1, le=86400)]
 Most = Annotated[int, Field(ge=1, le=100)]
-Code = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=100)]
 Message = Annotated[str, AfterValidator(check_text), Field(max_length=1000)]
 LOOK_AGAIN = 0.25  # seconds until who waits for a task looks whether another process queued one
 # Beside the engine: it decides nothing, and whoever polls must not have a batch of others wait for what it finds.
 LEASE = """with due as (
     select id from sagas_task where queue = %s and lease_token is null order by queued_at, id limit %s
     for update skip locked)
-update sagas_task t set worker = %s, lease_token = gen_random_uuid(), lease_seconds = s.seconds,
-    lease_until = clock_timestamp() + s.seconds * interval '1 second'
+update sagas_task t set worker = %s, fetched_at = clock_timestamp(), lease_token = gen_random_uuid(),
+    lease_seconds = s.seconds, lease_until = clock_timestamp() + s.seconds * interval '1 second'
 from due, (select %s::float8 as seconds) s where t.id = due.id
 returning t.id, t.lease_token, t.lease_until, t.saga, t.step, t.op, t.attempt, t.body::text, t.queued_at"""
 
@@ -173,7 +172,7 @@ def fail(
     *,
     task_id: TaskId,
     lease_token: LeaseToken,
-    code: Code = "failed",
+    code: ErrorCode = "failed",
     message: Message = "",
     effect: Literal["none", "unknown"] = "none",
     retryable: bool = False,
@@ -222,6 +221,8 @@ def settle(tx: Transaction, task_id: str, lease_token: str, outcome: Outcome) ->
     saga_id, step, op = place(task_id)
     side = progress.steps[step].side(op)
     if task is not None:
+        since: datetime | None = task.fetched_at
+        outcome = replace(outcome, fetched=since.timestamp() if since else None)
         tx.remove(task)
     status = heard(tx, saga, step, op, side.attempts, outcome, progress)
     return TaskDone(task_id, saga_id, step, status)

@@ -18,7 +18,12 @@ from core.errors import SyrosError
 from core.operations import Operation, registry
 from core.runtime import runtime
 
-HEADERS = {"key": "Idempotency-Key", "namespace": "Syros-Namespace", "request_id": "X-Request-Id"}
+HEADERS = {
+    "key": "Idempotency-Key",
+    "namespace": "Syros-Namespace",
+    "request_id": "X-Request-Id",
+    "trace": "traceparent",
+}
 
 
 class Refused(Exception):

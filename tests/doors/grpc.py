@@ -17,7 +17,12 @@ from core.encoding import decode
 from core.operations import Operation
 from tests.doors.base import Answer, Door, Served
 
-HEADERS = {"key": "idempotency-key", "namespace": "syros-namespace", "request_id": "x-request-id"}
+HEADERS = {
+    "key": "idempotency-key",
+    "namespace": "syros-namespace",
+    "request_id": "x-request-id",
+    "trace": "traceparent",
+}
 UNKNOWN = 1000  # the number of a field that there is not
 
 
