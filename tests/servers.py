@@ -31,9 +31,18 @@ def start() -> None:
     atexit.register(shutil.rmtree, var, ignore_errors=True)
     atexit.register(embedded.stop)
     if embedded.postgres:
+        hurry(embedded.postgres.url)
         os.environ["SYROS_TEST_DATABASE_URL"] = embedded.postgres.url
     if embedded.valkey:
         os.environ["SYROS_TEST_REDIS_URL"] = embedded.valkey.url
+
+
+def hurry(url: str) -> None:
+    """Nobody pulls the plug of this server: what dies in the suite has a PostgreSQL of its own (`tests/faults`)."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(sql.SQL("alter system set {} = off").format(sql.Identifier(setting)))
+        connection.execute("select pg_reload_conf()")
 
 
 def database(name: str) -> str:
@@ -60,3 +69,6 @@ os.environ.update(
     LOG_LEVEL="warning",
 )
 atexit.register(shutil.rmtree, os.environ["SYROS_VAR"], ignore_errors=True)
+# Each new client of httpx, and so each `httpx.get`, reads the certificates of the whole world, for 20 ms; here is none.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.environ["SYROS_VAR"]
