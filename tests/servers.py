@@ -8,6 +8,7 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -58,6 +59,9 @@ def database(name: str) -> str:
 # Who starts the suite in the background may have these ignored, and so would be what the tests start and signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A run has a hundred processes: each would compile everything again where this is set.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 start()
 os.environ.update(
     DATABASE_URL=database(f"syros_test_{WORKER}"),
