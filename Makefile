@@ -1,8 +1,8 @@
 # Everything one does here. Needs only Python 3.11 or newer; the rest goes into .venv and var.
 PYTHON ?= python3
 BIN := .venv/bin
-# Most tests wait most of the time: three for two cores take a third off.
-WORKERS ?= 3
+# Most tests wait most of the time, so more workers than cores; who is done takes over from who is not (worksteal).
+WORKERS ?= 4
 .DEFAULT_GOAL := help
 .PHONY: help serve demo test test-long check fmt bench pins clean
 

@@ -8,6 +8,7 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -31,9 +32,18 @@ def start() -> None:
     atexit.register(shutil.rmtree, var, ignore_errors=True)
     atexit.register(embedded.stop)
     if embedded.postgres:
+        hurry(embedded.postgres.url)
         os.environ["SYROS_TEST_DATABASE_URL"] = embedded.postgres.url
     if embedded.valkey:
         os.environ["SYROS_TEST_REDIS_URL"] = embedded.valkey.url
+
+
+def hurry(url: str) -> None:
+    """Nobody pulls the plug of this server: what dies in the suite has a PostgreSQL of its own (`tests/faults`)."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(sql.SQL("alter system set {} = off").format(sql.Identifier(setting)))
+        connection.execute("select pg_reload_conf()")
 
 
 def database(name: str) -> str:
@@ -49,6 +59,9 @@ def database(name: str) -> str:
 # Who starts the suite in the background may have these ignored, and so would be what the tests start and signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A run has a hundred processes: each would compile everything again where this is set.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 start()
 os.environ.update(
     DATABASE_URL=database(f"syros_test_{WORKER}"),
@@ -60,3 +73,6 @@ os.environ.update(
     LOG_LEVEL="warning",
 )
 atexit.register(shutil.rmtree, os.environ["SYROS_VAR"], ignore_errors=True)
+# Each new client of httpx, and so each `httpx.get`, reads the certificates of the whole world, for 20 ms; here is none.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.environ["SYROS_VAR"]

@@ -82,7 +82,7 @@ def test_candidates_lead_in_the_order_in_which_they_came(waiting: Door, later: A
 
 def test_leadership_is_handed_to_a_chosen_candidate(waiting: Door, later: Any) -> None:
     first = waiting("elections.campaign", name="e", candidate="n1")
-    later(refused, waiting, "elections.campaign", name="e", candidate="n2", wait_seconds=2)
+    passed_over = later(waiting, "elections.campaign", name="e", candidate="n2", wait_seconds=20)
     until(lambda: standing(waiting, "e") == ["n2"])
     chosen = later(waiting, "elections.campaign", name="e", candidate="n3", wait_seconds=20)
     until(lambda: standing(waiting, "e") == ["n2", "n3"])
@@ -92,15 +92,19 @@ def test_leadership_is_handed_to_a_chosen_candidate(waiting: Door, later: Any) -
     assert moved["leader"] == "n3"
     assert chosen.result(5)["fencing_token"] == moved["fencing_token"]
     assert standing(waiting, "e") == ["n2"]
+    waiting("elections.depose", name="e", reason="test")
+    assert passed_over.result(5)["leader"] == "n2"
 
 
 def test_no_cursor_leads_to_the_candidates_of_another_election(waiting: Door, later: Any) -> None:
     waiting("elections.campaign", name="e", candidate="n1")
-    later(refused, waiting, "elections.campaign", name="e", candidate="n2", wait_seconds=2)
+    second = later(waiting, "elections.campaign", name="e", candidate="n2", wait_seconds=20)
     until(lambda: standing(waiting, "e") == ["n2"])
     for name, found in (("e", ["n2"]), ("f", [])):
         answer = waiting("elections.candidates", name=name, cursor=encode_cursor("!"))
         assert [candidate["candidate"] for candidate in answer["items"]] == found
+    waiting("elections.depose", name="e", reason="test")
+    assert second.result(5)["leader"] == "n2"
 
 
 def test_a_candidacy_ends_with_its_session(waiting: Door, later: Any) -> None:

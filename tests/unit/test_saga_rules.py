@@ -53,30 +53,44 @@ POLICIES = [
     RetryPolicy(max_attempts=9, non_retryable=["fatal"]),
     RetryPolicy(max_elapsed_seconds=6.0, backoff_strategy="linear", initial_delay_seconds=2.0),
 ]
-KINDS = ["call"] * 6 + ["sleep", "signal"]
-CONDITIONS = [None] * 8 + ["true", "false", "input.nothing"]
+# Each is made once: a strategy that is made while another one draws is examined anew at every draw.
+KINDS = st.sampled_from(["call"] * 6 + ["sleep", "signal"])
+CONDITIONS = st.sampled_from([None] * 8 + ["true", "false", "input.nothing"])
+RETRIES = st.sampled_from(POLICIES)
+NAPS = st.sampled_from([0, 3])
+UNDOING = st.sampled_from(["undo", "undo", None])
+UNDONE_WITH = st.sampled_from([None] * 7 + ["${input.nothing}"])
+PIVOTS = st.sampled_from([False] * 5 + [True])
+SERVICES = {found: st.sampled_from(found) for found in (("pushed",), ("pushed", "polled"))}
+MOST = 6  # steps
+PARENTS = [
+    st.none() | st.lists(st.sampled_from([f"s{number}" for number in range(place)]), max_size=3, unique=True)
+    for place in range(1, MOST)
+]
 
 
 @st.composite
 def steps(draw: Any, place: int, services: tuple[str, ...]) -> Step:
     """One that may depend on those before it."""
-    earlier = [f"s{number}" for number in range(place)]
-    parents = draw(st.none() | st.lists(st.sampled_from(earlier), max_size=3, unique=True)) if earlier else []
-    kind = draw(st.sampled_from(KINDS))
+    parents = draw(PARENTS[place - 1]) if place else []
+    kind = draw(KINDS)
     said: dict[str, Any] = {
-        "name": f"s{place}", "kind": kind, "depends_on": parents, "when": draw(st.sampled_from(CONDITIONS)),
-        "retry_policy": draw(st.sampled_from(POLICIES)),
+        "name": f"s{place}", "kind": kind, "depends_on": parents, "when": draw(CONDITIONS),
+        "retry_policy": draw(RETRIES),
     }  # fmt: skip
     if kind == "sleep":
-        return Step(**said, seconds=draw(st.sampled_from([0, 3])))
+        return Step(**said, seconds=draw(NAPS))
     if kind == "signal":
         return Step(**said, signal="go", timeout_seconds=30.0)
     return Step(
-        **said, service=draw(st.sampled_from(services)), action="do", timeout_seconds=8.0,
-        compensation=draw(st.sampled_from(["undo", "undo", None])),
-        compensation_input=draw(st.sampled_from([None] * 7 + ["${input.nothing}"])),
-        compensation_retry_policy=draw(st.sampled_from(POLICIES)), pivot=draw(st.sampled_from([False] * 5 + [True])),
+        **said, service=draw(SERVICES[services]), action="do", timeout_seconds=8.0, compensation=draw(UNDOING),
+        compensation_input=draw(UNDONE_WITH), compensation_retry_policy=draw(RETRIES), pivot=draw(PIVOTS),
     )  # fmt: skip
+
+
+STEPS = {services: [steps(place, services) for place in range(MOST)] for services in SERVICES}
+CHOICES, COUNTS = st.sampled_from([*SERVICES]), st.integers(1, MOST)
+ORDERS = st.sampled_from(["reverse", "sequential", "parallel"])
 
 
 @dataclass
@@ -91,9 +105,8 @@ class Graph:
 
 @st.composite
 def graphs(draw: Any) -> Graph:
-    services = draw(st.sampled_from([("pushed",), ("pushed", "polled")]))
-    order = draw(st.sampled_from(["reverse", "sequential", "parallel"]))
-    return Graph([draw(steps(place, services)) for place in range(draw(st.integers(1, 6)))], order)
+    found, order = STEPS[draw(CHOICES)], draw(ORDERS)
+    return Graph([draw(step) for step in found[: draw(COUNTS)]], order)
 
 
 # -- the referee -------------------------------------------------------------------------------------

@@ -55,14 +55,21 @@ class Scene:
         })  # fmt: skip
 
 
+# Each is made once: a strategy that is made while another one draws is examined anew at every draw.
+SIZES = st.tuples(*[st.integers(2, 3) | st.just(1)] * len(KEYS))
+TURNS = st.integers(2, 12)
+ASKED = st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True)
+ASKING = st.sampled_from(PARTIES)
+
+
 @st.composite
 def scenes(draw: Any) -> Scene:
-    scene = Scene(draw(st.tuples(*[st.integers(2, 3) | st.just(1)] * len(KEYS))))
-    for _ in range(draw(st.integers(2, 12))):
-        keys = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True))
+    scene = Scene(draw(SIZES))
+    for _ in range(draw(TURNS)):
+        keys = draw(ASKED)
         wants = {key: draw(WANT) for key in sorted(keys)}
         wants = {k: (mode, min(permits, scene.locks[k].capacity)) for k, (mode, permits) in wants.items()}
-        scene.ask(draw(st.sampled_from(PARTIES)), wants)
+        scene.ask(draw(ASKING), wants)
     return scene
 
 
