@@ -16,7 +16,7 @@ from tests.doors import DOORS, Door, Lane, Served
 
 
 def pytest_collection_finish() -> None:
-    """What is loaded stays, thousands of tests as well: as `serve` does, keep the collector from looking at it again."""
+    """What is loaded stays, thousands of tests too: as in `serve`, keep the collector from looking at it again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
