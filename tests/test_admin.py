@@ -25,6 +25,8 @@ from core.runtime import runtime
 from tests.doors import Lane, Python, Served
 from tests.test_locks import until
 
+pytestmark = pytest.mark.usefixtures("few_to_choose")
+
 # Every page of the site, so that one that is registered later is looked at too.
 MODELS = [model._meta.label for model in admin.site._registry]
 RECORDS = [label for label in MODELS if not label.startswith("auth.")]
@@ -48,18 +50,6 @@ def browser(account: Any, **options: Any) -> Client:
     )
     client.force_login(account)
     return client
-
-
-@pytest.fixture(autouse=True)
-def few_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests before this one left thousands of namespaces; a page that offers twenty takes half the time."""
-    monkeypatch.setattr(lists, "LISTED_NAMESPACES", 20)
-
-
-@pytest.fixture
-def few_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For who looks for nothing that is there: a search in a thousand namespaces takes a second."""
-    monkeypatch.setattr(lists, "MOST_NAMESPACES", 20)
 
 
 @pytest.fixture(scope="module")
