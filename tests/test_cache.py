@@ -414,9 +414,10 @@ def test_every_bad_field_is_named(call: Door, operation: str, params: dict[str, 
 
 
 def test_an_idempotency_key_is_ignored(call: Door) -> None:
+    about = {} if call.name == "graphql" else {"key": "k"}  # there it is not even offered
     for number in (1, 2):
-        call("cache.put", key="a", value=number, _={"key": "k"})
-        call("cache.invalidate", tags=["red"], _={"key": "k"})
+        call("cache.put", key="a", value=number, _=about)
+        call("cache.invalidate", tags=["red"], _=about)
     assert call("cache.get", key="a")["value"] == 2
     assert call("events.read_all", system=True)["next_position"] == 3
 
