@@ -198,7 +198,7 @@ def stored_one(key: str, item: Item | SyrosError, answer: int | SyrosError) -> S
     return StoredOne(key, True, instant(answer), etag, None)
 
 
-@query("GET cache/{key}", returns=Cached, hot=True)
+@query("GET cache/{key}", returns=Cached, hot=True, etag="etag")
 async def get(
     call: Call, *, key: Key, lease_seconds: Lease | None = None, wait_seconds: Wait = 0.0
 ) -> Cached:

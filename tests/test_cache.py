@@ -9,12 +9,15 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from django.conf import settings
+from django.test import Client
 
+from core.encoding import decode
 from core.models import Namespace
-from tests.doors import Door, Lane, Refused
+from tests.doors import Door, Lane, Refused, Served
 
 
 def refusal(call: Door, operation: str, **params: Any) -> Refused:
@@ -333,6 +336,26 @@ def test_what_happens_is_counted(call: Door) -> None:
         "hits": 1, "misses": 1, "leases": 1, "stored": 1, "refused": 1, "invalidated": 1,
     }  # fmt: skip
     assert (stats["hit_ratio"], stats["bytes_read"], stats["bytes_used"]) == (0.5, 1, None)
+
+
+@pytest.mark.parametrize("by", ["lane", "django"])
+def test_who_has_the_value_already_is_not_sent_it_again(served: Served, lane: Lane, by: str) -> None:
+    def get(*tags: str) -> tuple[int, str, bytes]:
+        headers = {"Syros-Namespace": lane.namespace, **({"If-None-Match": ", ".join(tags)} if tags else {})}
+        if by == "lane":
+            reply = httpx.get(f"http://127.0.0.1:{served.port}/api/v1/cache/a", headers=headers)
+        else:
+            reply = Client(headers={"host": "localhost"}).get("/api/v1/cache/a", headers=headers)
+        return reply.status_code, reply.headers["etag"], reply.content
+
+    etag = f'"{lane("cache.put", key="a", value={"x": 1})["etag"]}"'
+    status, given, content = get()
+    assert (status, given, decode(content)["value"]) == (200, etag, {"x": 1})
+    assert get('"other"', f"W/{etag}") == (304, etag, b"")
+    assert get("*") == (304, etag, b"")
+    lane("cache.put", key="a", value={"x": 2})
+    status, given, content = get(etag)
+    assert (status, given != etag, decode(content)["value"]) == (200, True, {"x": 2})
 
 
 # -- settings ----------------------------------------------------------------------------------------
