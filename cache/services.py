@@ -150,7 +150,7 @@ def count_found(call: Call, found: Found) -> None:
         count(call.namespace, "leases")
 
 
-@query("POST cache/put-many", returns=StoredMany, changes=True, max_bytes=MAX_MANY)
+@query("POST cache/put-many", returns=StoredMany, hot=True, changes=True, max_bytes=MAX_MANY)
 async def put_many(
     call: Call, *, items: Annotated[list[NewValue], Field(min_length=1, max_length=MANY)]
 ) -> StoredMany:
@@ -271,7 +271,7 @@ async def delete(call: Call, *, key: Key) -> Deleted:
     return Deleted(key, deleted)
 
 
-@query("POST cache/get-many", returns=CachedMany)
+@query("POST cache/get-many", returns=CachedMany, hot=True)
 async def get_many(
     call: Call, *, keys: Annotated[list[Key], Field(min_length=1, max_length=MANY)]
 ) -> CachedMany:
@@ -293,7 +293,7 @@ async def get_many(
     )
 
 
-@query("POST cache/{key}/touch", returns=Touched, changes=True)
+@query("POST cache/{key}/touch", returns=Touched, hot=True, changes=True)
 async def touch(call: Call, *, key: Key, ttl_seconds: Ttl = None, stale_seconds: Stale = 0.0) -> Touched:
     """Say that a value is good still: it is fresh for its whole time again. What was invalidated does not come back.
 
