@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from types import ModuleType
 
 from bench import (
+    cache,
     crowds,
     engine,
     events,
@@ -40,6 +41,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "many": many,
     "shared": shared,
     "volatile": volatile,
+    "cache": cache,
     "sagas": sagas,
     "crowds": crowds,
     "events": events,

@@ -45,10 +45,13 @@ class Script:
 class Connection(asyncio.Protocol):
     """Questions out, answers in the same order, published messages in between."""
 
-    def __init__(self, heard: Callable[[str], None], lost: "Callable[[Connection], None]") -> None:
+    def __init__(
+        self, heard: Callable[[str], None], lost: "Callable[[Connection], None]", as_text: bool = True
+    ) -> None:
         self._heard, self._lost = heard, lost
         self._loop, self._limit = asyncio.get_running_loop(), settings.QUEUE_LIMIT
-        self._reader = hiredis.Reader(encoding="utf-8", errors="replace", notEnoughData=_MORE)
+        encoding = "utf-8" if as_text else None
+        self._reader = hiredis.Reader(encoding=encoding, errors="replace", notEnoughData=_MORE)
         self._asked: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._out: list[bytes] = []
         self.transport: Any = None
@@ -110,11 +113,19 @@ class Connection(asyncio.Protocol):
 class Valkey:
     """The connection, made when it is first needed and again when it is lost.
 
-    Parameters: `channel` to hear; `heard(message)`; `lost()`, when a connection that was there is gone.
+    Parameters: `channel` to hear, with `heard(message)`; `lost()`, when a connection that was there is gone; `as_text`:
+    answers are strings. Otherwise they are bytes, and there is no channel.
     """
 
-    def __init__(self, channel: str, heard: Callable[[str], None], lost: Callable[[], None]) -> None:
-        self._channel, self._heard, self._lost = channel, heard, lost
+    def __init__(
+        self,
+        channel: str | None,
+        heard: Callable[[str], None],
+        lost: Callable[[], None],
+        *,
+        as_text: bool = True,
+    ) -> None:
+        self._channel, self._heard, self._lost, self._as_text = channel, heard, lost, as_text
         self.connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._rests_until = 0.0
@@ -141,7 +152,7 @@ class Valkey:
             self.identity = identity.hex[:12]
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                connection = await open_connection(self._heard, self._gone)
+                connection = await open_connection(self._heard, self._gone, self._as_text)
                 await self._greet(connection)
         except (OSError, TimeoutError, Unavailable, hiredis.HiredisError) as error:
             self._rests_until = loop.time() + REST_SECONDS
@@ -157,11 +168,13 @@ class Valkey:
             replies = await asyncio.gather(*asked)
             for reply in replies:
                 check(reply)
-            connection.tell("SUBSCRIBE", self._channel)
+            if self._channel is not None:
+                connection.tell("SUBSCRIBE", self._channel)
         except BaseException:
             connection.transport.abort()
             raise
-        facts = dict(line.split(":", 1) for line in replies[-1].splitlines() if ":" in line)
+        about = replies[-1] if self._as_text else replies[-1].decode()
+        facts = dict(line.split(":", 1) for line in about.splitlines() if ":" in line)
         connection.run_id = facts.get("run_id", "")
 
     def _gone(self, connection: Connection) -> None:
@@ -189,6 +202,15 @@ class Valkey:
         if not str(error).startswith("NOSCRIPT"):
             raise self._refusal(connection, error)
         reply = await connection.ask("EVAL", script.text, 1, key, *words)
+        if isinstance(reply, hiredis.ReplyError):
+            raise self._refusal(connection, reply)
+        return reply
+
+    def checked(self, connection: Connection, reply: Any) -> Any:
+        """An answer that is none of a script.
+
+        Raises: Unavailable; the error that it is.
+        """
         if isinstance(reply, hiredis.ReplyError):
             raise self._refusal(connection, reply)
         return reply
@@ -226,12 +248,14 @@ def greeting() -> list[tuple[Word, ...]]:
     return [hello, *([("SELECT", where["db"])] if where.get("db") else [])]
 
 
-async def open_connection(heard: Callable[[str], None], lost: Callable[[Connection], None]) -> Connection:
+async def open_connection(
+    heard: Callable[[str], None], lost: Callable[[Connection], None], as_text: bool = True
+) -> Connection:
     """Raises: OSError."""
     loop, where = asyncio.get_running_loop(), place()
 
     def make() -> Connection:
-        return Connection(heard, lost)
+        return Connection(heard, lost, as_text)
 
     if path := where.get("path"):
         return (await loop.create_unix_connection(make, path))[1]
