@@ -14,6 +14,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "syros_project.settings")
 from syros_project.wsgi import application as django  # sets Django up, which the others need
 
 # isort: split
+from django.conf import settings
+
 from api.gate import Gate
 from api.graphql.http import Http as GraphQL
 from api.graphql.socket import Socket as GraphQLSocket
@@ -21,6 +23,7 @@ from api.grpc.server import Grpc
 from api.lane import Lane
 from api.websocket import Socket
 from core.serving import Door, Web
+from discovery import dns_server
 
 THREADS = 6  # each keeps a connection
 
@@ -33,12 +36,16 @@ application = Gate(
 )
 
 
-def doors(listeners: list[socket.socket], host: str, grpc_port: int) -> list[Door]:
+def doors(listeners: list[socket.socket], host: str, grpc_port: int, dns_port: int = 0) -> list[Door]:
     """The doors of one process.
 
-    Parameters: the sockets of HTTP and WebSocket, which listen already; where gRPC opens its own (port 0: not).
+    Parameters: the sockets of HTTP and WebSocket, which listen already; where gRPC opens its own (port 0: not);
+    the port of DNS (0: not), which is opened here.
+    Raises: OSError, when DNS cannot have it.
     """
     found: list[Door] = [Web(application, listeners)] if listeners else []
     if grpc_port:
         found.append(Grpc(host, grpc_port))
+    if dns_port:
+        found.append(dns_server.listen(settings.DNS_HOST, dns_port))
     return found
