@@ -24,6 +24,7 @@ from api.lane import Lane
 from api.websocket import Socket
 from core.serving import Door, Web
 from discovery import dns_server
+from discovery.consul_door import Consul
 
 THREADS = 6  # each keeps a connection
 
@@ -36,16 +37,26 @@ application = Gate(
 )
 
 
-def doors(listeners: list[socket.socket], host: str, grpc_port: int, dns_port: int = 0) -> list[Door]:
+def doors(listeners: list[socket.socket], host: str, grpc_port: int) -> list[Door]:
     """The doors of one process.
 
-    Parameters: the sockets of HTTP and WebSocket, which listen already; where gRPC opens its own (port 0: not);
-    the port of DNS (0: not), which is opened here.
-    Raises: OSError, when DNS cannot have it.
+    Parameters: the sockets of HTTP and WebSocket, which listen already; where gRPC opens its own (port 0: not).
     """
     found: list[Door] = [Web(application, listeners)] if listeners else []
     if grpc_port:
         found.append(Grpc(host, grpc_port))
+    return found
+
+
+def doors_of_one(rest_port: int, dns_port: int) -> list[Door]:
+    """Those that only the first of the processes of one `serve` has.
+
+    Parameters: the port that Consul is told of, and that of DNS (0: not).
+    Raises: OSError, when DNS cannot have its port; ValueError, of settings that are wrong.
+    """
+    found: list[Door] = []
     if dns_port:
         found.append(dns_server.listen(settings.DNS_HOST, dns_port))
+    if settings.DISCOVERY_CONSUL_URL:
+        found.append(Consul(rest_port, settings.WORKS))
     return found

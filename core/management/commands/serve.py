@@ -74,23 +74,21 @@ def serves_grpc(options: dict[str, Any]) -> bool:
 
 
 def open_doors(listeners: list[socket.socket], options: dict[str, Any]) -> list[serving.Door]:
-    """Raises: CommandError, when DNS cannot have its port, or its domain is none."""
-    from syros_project.asgi import doors
+    """Raises: CommandError, when DNS cannot have its port, or a setting of it or of Consul is wrong."""
+    from syros_project.asgi import doors, doors_of_one
 
-    grpc = options["grpc_port"] if serves_grpc(options) else 0
-    dns = options["dns_port"] if serves_dns(options) else 0
+    found = doors(listeners, options["host"], options["grpc_port"] if serves_grpc(options) else 0)
+    if options["role"] == "beside":
+        return found
+    # Only those that work know where services are.
+    dns = options["dns_port"] if settings.WORKS else 0
     try:
-        return doors(listeners, options["host"], grpc, dns)
+        return [*found, *doors_of_one(options["port"] if listeners else 0, dns)]
     except OSError as error:
         place = f"{settings.DNS_HOST}:{dns}"
         raise CommandError(f"Cannot listen on {place} (DNS_PORT): {error.strerror}.") from error
     except ValueError as error:
         raise CommandError(str(error)) from error
-
-
-def serves_dns(options: dict[str, Any]) -> bool:
-    """One process does, of those that know where services are."""
-    return settings.WORKS and options["role"] != "beside"
 
 
 def open_ports(options: dict[str, Any], count: int) -> list[list[socket.socket]]:
