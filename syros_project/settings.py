@@ -76,6 +76,20 @@ SERVER_HOST = env("SERVER_HOST", "0.0.0.0", "server.host")
 REST_PORT = envint("REST_PORT", 8080, "server.port")
 GRPC_PORT = envint("GRPC_PORT", 9090, "server.grpc_port")
 WS_PORT = envint("WS_PORT", 8081, "server.websocket_port")
+# 0: none. It answers for what is below the domain, and what it says is good for so many seconds.
+DNS_PORT = envint("DNS_PORT", 0, "discovery.dns.port")
+DNS_HOST = env("DNS_HOST", "", "discovery.dns.host") or SERVER_HOST
+DNS_DOMAIN = env("DNS_DOMAIN", "syros", "discovery.dns.domain")
+DNS_TTL = envint("DNS_TTL", 2, "discovery.dns.ttl")
+# A Consul beside Syros: empty, none.
+DISCOVERY_CONSUL_URL = env("DISCOVERY_CONSUL_URL", "", "discovery.consul.url")
+DISCOVERY_CONSUL_TOKEN = env("DISCOVERY_CONSUL_TOKEN", "", "discovery.consul.token")
+DISCOVERY_CONSUL_DATACENTER = env("DISCOVERY_CONSUL_DATACENTER", "", "discovery.consul.datacenter")
+DISCOVERY_CONSUL_ADDRESS = env("DISCOVERY_CONSUL_ADDRESS", "", "discovery.consul.address")
+DISCOVERY_CONSUL_NAMESPACE = env("DISCOVERY_CONSUL_NAMESPACE", "default", "discovery.consul.namespace")
+DISCOVERY_CONSUL_PREFIX = env("DISCOVERY_CONSUL_PREFIX", "", "discovery.consul.prefix")
+DISCOVERY_CONSUL_TAG = env("DISCOVERY_CONSUL_TAG", "", "discovery.consul.tag")
+DISCOVERY_CONSUL_KEEP_SECONDS = envint("DISCOVERY_CONSUL_KEEP_SECONDS", 300, "discovery.consul.keep_seconds")
 # Files in PEM: gRPC speaks TLS where there is a certificate, and where there is an authority for clients, only with
 # those that have a certificate of it.
 GRPC_TLS_CERT = env("GRPC_TLS_CERT")

@@ -207,6 +207,7 @@ class Place:
     folder: Path
     port: int
     grpc_port: int = 0
+    dns_port: int = 0
 
 
 def run(text: str, place: Place) -> Iterator[str]:
@@ -216,6 +217,7 @@ def run(text: str, place: Place) -> Iterator[str]:
     for number, step in enumerate(todo):
         body = step.block.text.replace("localhost:8080", f"localhost:{place.port}")
         body = body.replace("localhost:9090", f"localhost:{place.grpc_port}")
+        body = body.replace("localhost:8600", f"localhost:{place.dns_port}")
         script.append(f"step={number}\n{{\n{body}}} > {number}.out 2> {number}.err")
     shell = subprocess.run(
         ["bash", "-c", "\n".join([*script, "wait", "touch done"])], cwd=place.folder, timeout=120, check=False,
@@ -298,20 +300,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     for name in ("manage.py", "proto", "examples"):
         (folder / name).symlink_to(ROOT / name)
     install(folder / "bin" / "syros")
-    grpc_port = free_port()
+    grpc_port, dns_port = free_port(), free_port()
     url = database(f"syros_docs_{WORKER}")
     kept = {name: value for name, value in os.environ.items() if name != "JWT_SECRET"}
     with serving.listen("127.0.0.1", 0) as listener, (folder / "serve.log").open("wb") as log:
         port = listener.getsockname()[1]
         command = ["manage.py", "serve", "--fd", str(listener.fileno()), "--port", str(port)]
-        command += ["--grpc-port", str(grpc_port)]
+        command += ["--grpc-port", str(grpc_port), "--dns-port", str(dns_port)]
         server = subprocess.Popen(
             [sys.executable, *command], cwd=folder, pass_fds=[listener.fileno()], stdout=log, stderr=log,
             env={**kept, "DATABASE_URL": url, "SYROS_DEV": "1", "SYROS_VAR": str(folder / "var")},
         )  # fmt: skip
     try:
         assert is_ready(port), (folder / "serve.log").read_text()
-        yield Place(folder, port, grpc_port)
+        yield Place(folder, port, grpc_port, dns_port)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(40)
