@@ -48,7 +48,7 @@ def syros(house: House) -> Iterator[list[Syros]]:
 
 
 def test_nothing_old_is_served_while_all_is_well(house: House, syros: list[Syros]) -> None:
-    check(Race(house, syros, new_namespace(house.postgres.url), SECONDS / 2).results())
+    check(Race(house, syros, new_namespace(house.postgres.url), SECONDS).results())
 
 
 def test_nothing_old_is_served_whatever_becomes_of_the_tables(house: House, syros: list[Syros]) -> None:
