@@ -12,7 +12,7 @@ from django.db import InterfaceError, OperationalError, close_old_connections
 
 from core.batch import Job, Order
 from core.callers import SYSTEM, Call, authorize, namespaces, while_allowed
-from core.database import follow_pool, pool, rows, tail_pool
+from core.database import pools, rows
 from core.encoding import encode
 from core.engine import Engine
 from core.errors import NotInVolatileNamespace, OutcomeUnknown, SyrosError, Unavailable
@@ -67,9 +67,8 @@ class Runtime:
     async def _start(self) -> None:
         self.loop, self.stopping = asyncio.get_running_loop(), False
         self.loop.set_default_executor(ThreadPoolExecutor(THREADS, "syros-query"))
-        await pool.open()
-        await tail_pool.open()
-        await follow_pool.open()
+        for each in pools:
+            await each.open()
         self.tail = Tail(self.waiters)
         self.tail.start()
         self.engine = Engine(self._deliver, self.waiters.expect, limit=settings.QUEUE_LIMIT)
@@ -92,9 +91,8 @@ class Runtime:
             task.cancel()
         if self.tail:
             await self.tail.stop()
-        await pool.close()
-        await tail_pool.close()
-        await follow_pool.close()
+        for each in pools:
+            await each.close()
         self.engine = None
 
     def release_waiters(self) -> None:

@@ -102,6 +102,8 @@ LOG_FORMAT = env("LOG_FORMAT", "json", "logging.format")
 # Empty: `manage.py serve` starts its own, under VAR.
 DATABASE_URL = env("DATABASE_URL", "", "storage.database.url")
 REDIS_URL = env("REDIS_URL", "", "storage.redis.url")
+# Where cached values are: `redis`, or `postgres` where there is no Redis.
+CACHE_BACKEND = env("CACHE_BACKEND", "redis", "cache.backend")
 EMBED_POSTGRES, EMBED_VALKEY = not DATABASE_URL, not REDIS_URL
 DATABASE_URL = DATABASE_URL or saved("DATABASE_URL")
 REDIS_URL = REDIS_URL or saved("REDIS_URL")
