@@ -26,15 +26,15 @@ class Forged(ValueError):
     """It is not signed with any of the secrets, or stands under another key."""
 
 
-def is_json(value: object, depth: int = 0) -> bool:
+def is_json(value: Any, depth: int = 0) -> bool:
     """Whether it comes back from JSON as it is: the same types, the same order."""
     kind = type(value)
     if kind is str:
         return is_text(value)
     if kind is int:
-        return -LARGEST <= value <= LARGEST
+        return bool(-LARGEST <= value <= LARGEST)
     if kind is float:
-        return math.isfinite(value)
+        return bool(math.isfinite(value))
     if value is None or kind is bool:
         return True
     if depth == DEEPEST:
