@@ -121,10 +121,12 @@ class Cached:
 
 @dataclass(slots=True)
 class CachedMany:
-    """Those that are there, in the order asked for. `as_of` is for loading those that are missing."""
+    """Those that are there, in the order asked for. `as_of` is for loading those that are missing; those that were left
+    out are there, but would have made the answer too large."""
 
     items: list[Cached]
     missing: list[str]
+    left_out: list[str]
     as_of: str | None
 
 

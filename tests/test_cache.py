@@ -15,8 +15,15 @@ import redis
 from django.conf import settings
 from django.test import Client
 
+from cache import relay
+from cache.backends import redis as redis_backend
+from cache.models import Cache
+from cache.relay import redis as backend
+from core.callers import DEVELOPER, Call, namespaces
 from core.encoding import decode
 from core.models import Namespace
+from core.operations import Operation, registry
+from core.runtime import runtime
 from tests.doors import Door, Lane, Refused, Served
 
 
@@ -478,3 +485,113 @@ def test_nothing_stays_for_good_but_the_clocks(lane: Lane, store: Any) -> None:
     assert {name: round(life / 1000) for name, life in lives.items()} == {
         "item:a": 30, "gone:b": 300, "lease:c": 5,
     }  # fmt: skip
+
+
+# -- inside ------------------------------------------------------------------------------------------
+
+
+def test_many_large_values_are_not_all_in_one_answer(lane: Lane) -> None:
+    lane("caches.put", max_value_bytes=8 << 20)
+    for n in range(4):
+        data = base64.b64encode(random.randbytes(6 << 20)).decode()
+        lane("cache.put", key=f"k{n}", value_base64=data)
+    found = lane("cache.get_many", keys=["x", "k0", "k1", "k2", "k3"])
+    assert ([each["key"] for each in found["items"]], found["missing"], found["left_out"]) == (
+        ["k0", "k1"], ["x"], ["k2", "k3"],
+    )  # fmt: skip
+
+
+def test_large_values_are_compressed_where_that_pays(lane: Lane) -> None:
+    for value in ({"text": "again and " * 50_000}, {"noise": noise(2000)}, {"text": "again and " * 150}):
+        lane("cache.put", key="a", value=value)
+        assert lane("cache.get", key="a")["value"] == value
+    lane("cache.put", key="a", value="again and " * 50_000)
+    (item,) = lane("cache.find")["items"]
+    assert item["size"] < 5000
+
+
+def space_of(served: Served, lane: Lane) -> Any:
+    return served.do(namespaces.get(lane.namespace))
+
+
+def test_tags_are_forgotten_when_nothing_older_is_left(served: Served, lane: Lane, store: Any) -> None:
+    lane("cache.put", key="a", value=1, tags=["blue"])
+    lane("cache.invalidate", tags=["red", "green"])
+    time.sleep(0.05)
+    lane("cache.invalidate", tags=["white"], mode="soft")
+    space = space_of(served, lane)
+    assert served.do(backend.sweep(space, 60_000, 100, 10)) == 0
+    assert served.do(backend.sweep(space, 40, 100, 10)) == 2
+    assert set(tags_in(store, lane.namespace)) == {"\2white"}
+    assert lane("cache.get", key="a")["value"] == 1
+
+
+def test_of_too_many_tags_the_oldest_are_forgotten_and_older_values_are_misses(
+    served: Served, lane: Lane, store: Any
+) -> None:
+    lane("cache.put", key="old", value=1, tags=["t0"])
+    lane("cache.put", key="other", value=1, tags=["never"])
+    lane("cache.put", key="without", value=1)
+    for n in range(5):
+        lane("cache.invalidate", tags=[f"t{n}"])
+        time.sleep(0.002)
+    lane("cache.put", key="new", value=1, tags=["t0"])
+    assert served.do(backend.sweep(space_of(served, lane), 10**9, 2, 100)) == 3
+    assert set(tags_in(store, lane.namespace)) == {"t3", "t4"}
+    found = lane("cache.get_many", keys=["old", "other", "without", "new"])
+    assert ([each["key"] for each in found["items"]], found["missing"]) == (
+        ["without", "new"],
+        ["old", "other"],
+    )
+
+
+def tags_in(store: Any, namespace: str) -> list[str]:
+    (clocks,) = [name for name in names(store, namespace) if name.endswith(b":clocks")]
+    return [name.decode() for name in store.hkeys(clocks) if not name.startswith(b"\1")]
+
+
+def test_a_search_that_looked_at_enough_says_so(served: Served, lane: Lane, monkeypatch: Any) -> None:
+    monkeypatch.setattr(redis_backend, "LOOKS", 1)
+    monkeypatch.setattr(redis_backend, "LOOK_AT", 1)
+    items = [{"key": f"k{n}", "value": n, "tags": ["odd"] if n == 77 else []} for n in range(100)]
+    lane("cache.put_many", items=items)
+    first = lane("cache.find", tag="odd")
+    assert first["partial"] or first["items"]
+    assert pages(lane, tag="odd") == ["k77"]
+
+
+def test_what_another_command_invalidates_is_invalid_once_it_is_committed(served: Served, lane: Lane) -> None:
+    lane("cache.put", key="a", value=1, tags=["red"])
+    lane("cache.put", key="b", value=1, tags=["blue"])
+
+    def change(tx: Any, *, tag: str) -> int:
+        return relay.record(tx, [tag]).version
+
+    operation = Operation(change, None, kind="command", name="test.change")
+    call = Call(DEVELOPER, space_of(served, lane))
+    served.do(runtime.carry_out(operation, call, {"tag": "red"}))
+    until(lambda: lane("cache.get_many", keys=["a", "b"])["missing"] == ["a"])
+
+
+def test_what_a_process_logged_before_it_died_is_applied(served: Served, lane: Lane) -> None:
+    lane("cache.put", key="a", value=1, tags=["red"])
+    lane("cache.put", key="b", value=1, tags=["blue"])
+    call = Call(DEVELOPER, space_of(served, lane))
+    served.do(runtime.carry_out(registry["cache.record"], call, {"tags": ["red"], "mode": "hard"}))
+    until(lambda: lane("cache.get_many", keys=["a", "b"])["missing"] == ["a"])
+    lane("cache.invalidate", tags=["green"])  # what is logged is applied in order again, without a gap
+    assert served.do(backend.applied(call.namespace)) == 2
+
+
+def test_where_the_log_has_forgotten_what_was_missed_all_is_a_miss(served: Served, lane: Lane) -> None:
+    lane("cache.put", key="b", value=1, tags=["blue"])
+    Cache.objects.create(id=f"{lane.namespace}/cache", version=3)
+    until(lambda: lane("cache.get_many", keys=["b"])["missing"] == ["b"])
+    assert served.do(backend.applied(space_of(served, lane))) == 3
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -28,7 +28,7 @@ class Item:
 
 @dataclass(slots=True)
 class Found:
-    """What there is for a key: a hit, something stale, or a miss. Times are milliseconds since 1970.
+    """What there is for a key: a `hit`, something `stale`, or a `miss`. Times are milliseconds since 1970.
 
     `as_of` is the reading of the clock for who loads it now, and `lease` is there for the one who should, if leases
     were asked for; `lease_ms` is for the others: so long somebody else has it.
@@ -59,7 +59,7 @@ class Backend(Protocol):
         """`ready`, `loading` (somebody has the lease) or `free`."""
 
     async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> tuple[str, list[Found]]:
-        """As of when, and what there is for each key."""
+        """As of when, and what there is for each key: `left`, where what was found already is enough for one answer."""
 
     async def put(self, namespace: Namespace, key: str, item: Item) -> int:
         """Until when it is fresh.

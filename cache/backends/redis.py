@@ -27,6 +27,7 @@ LUA = Path(__file__).parent.parent / "lua"
 RUN = 12  # letters of the server's run that a generation begins with
 KEPT_SECONDS = 30 * 86_400  # that statistics are kept after the last use
 LOOKS, LOOK_AT = 50, 1000  # names that one search looks at: so often so many
+ENOUGH = 16 << 20  # bytes of values in one answer
 AT_ONCE = 50  # keys that one script reads: nobody else is served meanwhile
 VERSION = "select version from cache_cache where id = %s"
 REFUSALS = {
@@ -122,7 +123,8 @@ class RedisCache:
 
     async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> tuple[str, list[Found]]:
         parts = [keys[n : n + AT_ONCE] for n in range(0, len(keys), AT_ONCE)]
-        answers = await asyncio.gather(*(self._ask(namespace, MANY, *part) for part in parts))
+        enough = ENOUGH // len(parts)
+        answers = await asyncio.gather(*(self._ask(namespace, MANY, enough, *part) for part in parts))
         found = [found_of(each) if each else Found("miss") for _, part in answers for each in part]
         return answers[0][0].decode(), found
 
@@ -262,6 +264,8 @@ def found_of(answer: list[Any]) -> Found:
     if state == "miss":
         _, as_of, lease, left = answer
         return Found("miss", as_of.decode(), lease.decode() or None, left)
+    if state == "left":
+        return Found("left")
     _, created, fresh, ends, etag, kind, tags, data, *more = answer
     found = Found(
         state,

@@ -67,7 +67,11 @@ class TestOperation:
         self, schema: dict[str, Any], operation: Operation
     ) -> None:
         about = described(schema, operation)
-        assert set(about["responses"]) == {str(operation.status), "default", *(["304"] if operation.etag else [])}
+        assert set(about["responses"]) == {
+            str(operation.status),
+            "default",
+            *(["304"] if operation.etag else []),
+        }
         content = about["responses"][str(operation.status)]["content"]
         assert list(content) == ["text/event-stream" if operation.streams else "application/json"]
         assert all(each["schema"] for each in content.values())
