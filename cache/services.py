@@ -35,6 +35,7 @@ from cache.types import (
     Invalidated,
     Key,
     Lease,
+    Missing,
     Mode,
     NewValue,
     OnError,
@@ -292,23 +293,27 @@ async def get_many(
     """Up to 500 values at once: `items` that are there, in the order of `keys`, and the keys that are `missing`. Those
     that are `left_out` are there, but the answer is large enough without them: ask for them again."""
     wanted = list(dict.fromkeys(keys))
-    as_of: str | None = None
     try:
-        as_of, found = await backend.get_many(call.namespace, wanted)
+        found = await backend.get_many(call.namespace, wanted)
     except Unavailable as error:
         check_lenient(call, await caches.settings(call.namespace), error)
         found = [Found("miss")] * len(wanted)
     for each in found:
         if each.state != "left":
             count_found(call, each)
-    return await aside(sum(len(each.data) for each in found), cached_many, wanted, found, as_of)
+    return await aside(sum(len(each.data) for each in found), cached_many, wanted, found)
 
 
-def cached_many(keys: Sequence[str], found: Sequence[Found], as_of: str | None) -> CachedMany:
-    pairs = list(zip(keys, found, strict=True))
-    there = {state: [key for key, each in pairs if each.state == state] for state in ("miss", "left")}
-    items = [cached(key, each) for key, each in pairs if each.state in {"hit", "stale"}]
-    return CachedMany(items, there["miss"], there["left"], as_of)
+def cached_many(keys: Sequence[str], found: Sequence[Found]) -> CachedMany:
+    answer = CachedMany([], [], [])
+    for key, each in zip(keys, found, strict=True):
+        if each.state == "miss":
+            answer.missing.append(Missing(key, each.as_of))
+        elif each.state == "left":
+            answer.left_out.append(key)
+        else:
+            answer.items.append(cached(key, each))
+    return answer
 
 
 @query("POST cache/{key}/touch", returns=Touched, hot=True, changes=True)

@@ -120,14 +120,21 @@ class Cached:
 
 
 @dataclass(slots=True)
+class Missing:
+    """What is not in the cache. `as_of` is for putting what is loaded for it now; null where Redis is away."""
+
+    key: str
+    as_of: str | None
+
+
+@dataclass(slots=True)
 class CachedMany:
-    """Those that are there, in the order asked for. `as_of` is for loading those that are missing; those that were left
-    out are there, but would have made the answer too large."""
+    """Those that are there, in the order asked for; those that are not; and those that were left out: they are there,
+    but would have made the answer too large."""
 
     items: list[Cached]
-    missing: list[str]
+    missing: list[Missing]
     left_out: list[str]
-    as_of: str | None
 
 
 @dataclass(slots=True)

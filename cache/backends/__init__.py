@@ -58,8 +58,8 @@ class Backend(Protocol):
     async def peek(self, namespace: Namespace, key: str) -> str:
         """`ready`, `loading` (somebody has the lease) or `free`."""
 
-    async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> tuple[str, list[Found]]:
-        """As of when, and what there is for each key: `left`, where what was found already is enough for one answer."""
+    async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> list[Found]:
+        """What there is for each key: `left`, where what was found already is enough for one answer."""
 
     async def put(self, namespace: Namespace, key: str, item: Item) -> int:
         """Until when it is fresh.

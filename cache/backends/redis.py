@@ -121,12 +121,15 @@ class RedisCache:
         (state,) = await self._ask(namespace, PEEK, key)
         return str(state.decode())
 
-    async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> tuple[str, list[Found]]:
+    async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> list[Found]:
         parts = [keys[n : n + AT_ONCE] for n in range(0, len(keys), AT_ONCE)]
         enough = ENOUGH // len(parts)
         answers = await asyncio.gather(*(self._ask(namespace, MANY, enough, *part) for part in parts))
-        found = [found_of(each) if each else Found("miss") for _, part in answers for each in part]
-        return answers[0][0].decode(), found
+        return [
+            found_of(each) if each else Found("miss", as_of.decode())
+            for as_of, part in answers
+            for each in part
+        ]
 
     async def put(self, namespace: Namespace, key: str, item: Item) -> int:
         kind, *facts = await self._ask(
