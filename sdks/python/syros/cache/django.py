@@ -203,13 +203,13 @@ class SyrosCache(BaseCache):
         raise ValueError(f"Key {key!r} not found")
 
     def _get_many(self, keys: Mapping[str, Any]) -> Steps:
-        names, found = list(keys), {}
-        for start in range(0, len(names), MANY):
-            answer = yield Ask("POST", "cache/get-many", {"keys": names[start : start + MANY]})
-            missing = object()
+        names, found, missing = list(keys), {}, object()
+        while names:
+            answer = yield Ask("POST", "cache/get-many", {"keys": names[:MANY]})
             for item in answer["items"]:
                 if (value := self._value(item, missing)) is not missing:
                     found[keys[item["key"]]] = value
+            names = answer["left_out"] + names[MANY:]
         return {key: found[key] for key in keys.values() if key in found}
 
     def _set_many(
