@@ -7,6 +7,7 @@ backend begins anew, all there was is a miss, and nothing has to be applied.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -113,7 +114,11 @@ def log_invalidation(tx: Transaction, *, tags: list[str], mode: Mode) -> object:
 
 
 def apply_soon(namespace: Namespace, entry: Entry) -> None:
-    runtime.spawn(apply(namespace, entry.version, entry.data))
+    async def try_to() -> None:
+        with suppress(Unavailable):  # the relay will
+            await apply(namespace, entry.version, entry.data)
+
+    runtime.spawn(try_to())
 
 
 async def apply(namespace: Namespace, version: int, data: str) -> None:

@@ -1,13 +1,13 @@
 """The cache operations."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import random
 from secrets import token_hex
 from time import monotonic
 from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AliasChoices, Field
 
@@ -35,6 +35,7 @@ from cache.types import (
     Invalidated,
     Key,
     Lease,
+    Missing,
     Mode,
     NewValue,
     OnError,
@@ -69,6 +70,8 @@ from core.runtime import runtime, stopping
 from core.types import MAX_NUMBER, Json, Limit, Prefix, Wait, encode_cursor
 
 PAUSES = (0.01, 0.25)  # seconds between two looks of one who waits for another's load: the first, the longest
+ASIDE = 64 << 10  # bytes that are packed or unpacked aside
+Made = TypeVar("Made")
 MAX_MANY = 16 << 20  # bytes of a body that holds many
 
 
@@ -114,7 +117,7 @@ async def put(
         stale_seconds=stale_seconds, tags=tags, negative=negative, if_etag=if_etag, only_if_absent=only_if_absent,
         lease=lease, as_of=as_of,
     )  # fmt: skip
-    item = item_of(settings, given)
+    item = await aside(len(value or value_base64 or ""), item_of, settings, given)
     try:
         fresh = await backend.put(call.namespace, key, item)
     except Unavailable as error:
@@ -125,6 +128,11 @@ async def put(
         raise
     count_stored(call, [item])
     return Stored(key, True, instant(fresh), item.etag)
+
+
+async def aside(size: int, make: Callable[..., Made], *given: Any) -> Made:
+    """What is made of so many bytes: of many in a thread, so that nobody else has to wait."""
+    return await asyncio.to_thread(make, *given) if size > ASIDE else make(*given)
 
 
 def check_lenient(call: Call, settings: CacheSettings, error: Unavailable) -> None:
@@ -159,7 +167,8 @@ async def put_many(
     Errors: as of cache.put, in `code`.
     """
     settings = await caches.settings(call.namespace)
-    made = items_of(settings, items)
+    size = sum(len(each.value or each.value_base64 or "") for each in items)
+    made = await aside(size, items_of, settings, items)
     good = [(each.key, item) for each, item in zip(items, made, strict=True) if isinstance(item, Item)]
     try:
         answers = iter(await backend.put_many(call.namespace, good))
@@ -217,7 +226,7 @@ async def get(
     if found.state == "miss":
         later = found.lease_ms / 1000 if found.lease_ms > 0 else None
         raise CacheMiss(key=key, as_of=found.as_of, lease=found.lease, retry_after_seconds=later)
-    return cached(key, found)
+    return await aside(len(found.data), cached, key, found)
 
 
 async def search(call: Call, key: str, lease_seconds: float | None, wait_seconds: float) -> Found:
@@ -246,10 +255,16 @@ async def loaded(call: Call, key: str, seconds: float) -> None:
     task = _looking.get(place)
     if task is None:
         task = _looking[place] = runtime.spawn(look(call, key))
-        task.add_done_callback(lambda _: _looking.pop(place))
+        task.add_done_callback(lambda done: looked(place, done))
     await asyncio.wait((task,), timeout=seconds)
     if task.done():
         task.result()
+
+
+def looked(place: tuple[str, str], task: "asyncio.Task[None]") -> None:
+    _looking.pop(place)
+    if not task.cancelled():
+        task.exception()  # whoever still waits for it has it
 
 
 async def look(call: Call, key: str) -> None:
@@ -275,22 +290,30 @@ async def delete(call: Call, *, key: Key) -> Deleted:
 async def get_many(
     call: Call, *, keys: Annotated[list[Key], Field(min_length=1, max_length=MANY)]
 ) -> CachedMany:
-    """Up to 500 values at once: `items` that are there, in the order of `keys`, and the keys that are `missing`."""
+    """Up to 500 values at once: `items` that are there, in the order of `keys`, and the keys that are `missing`. Those
+    that are `left_out` are there, but the answer is large enough without them: ask for them again."""
     wanted = list(dict.fromkeys(keys))
-    as_of: str | None = None
     try:
-        as_of, found = await backend.get_many(call.namespace, wanted)
+        found = await backend.get_many(call.namespace, wanted)
     except Unavailable as error:
         check_lenient(call, await caches.settings(call.namespace), error)
         found = [Found("miss")] * len(wanted)
     for each in found:
-        count_found(call, each)
-    pairs = list(zip(wanted, found, strict=True))
-    return CachedMany(
-        [cached(key, each) for key, each in pairs if each.state != "miss"],
-        [key for key, each in pairs if each.state == "miss"],
-        as_of,
-    )
+        if each.state != "left":
+            count_found(call, each)
+    return await aside(sum(len(each.data) for each in found), cached_many, wanted, found)
+
+
+def cached_many(keys: Sequence[str], found: Sequence[Found]) -> CachedMany:
+    answer = CachedMany([], [], [])
+    for key, each in zip(keys, found, strict=True):
+        if each.state == "miss":
+            answer.missing.append(Missing(key, each.as_of))
+        elif each.state == "left":
+            answer.left_out.append(key)
+        else:
+            answer.items.append(cached(key, each))
+    return answer
 
 
 @query("POST cache/{key}/touch", returns=Touched, hot=True, changes=True)

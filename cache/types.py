@@ -121,12 +121,21 @@ class Cached:
 
 
 @dataclass(slots=True)
+class Missing:
+    """What is not in the cache. `as_of` is for putting what is loaded for it now; null where Redis is away."""
+
+    key: str
+    as_of: str | None
+
+
+@dataclass(slots=True)
 class CachedMany:
-    """Those that are there, in the order asked for. `as_of` is for loading those that are missing."""
+    """Those that are there, in the order asked for; those that are not; and those that were left out: they are there,
+    but would have made the answer too large."""
 
     items: list[Cached]
-    missing: list[str]
-    as_of: str | None
+    missing: list[Missing]
+    left_out: list[str]
 
 
 @dataclass(slots=True)

@@ -18,9 +18,16 @@ from django.db import connection
 from django.test import Client
 
 from cache import counting, relay, services
+from cache.backends import postgres as postgres_backend
+from cache.backends import redis as redis_backend
+from cache.backends import statements as sql
 from cache.backends.postgres import PostgresCache
+from cache.models import Cache
+from core.callers import DEVELOPER, Call, namespaces
 from core.encoding import decode
 from core.models import Namespace
+from core.operations import Operation, registry
+from core.runtime import runtime
 from tests.doors import DOORS, Door, Lane, Refused, Served
 
 
@@ -62,6 +69,13 @@ def opened(request: pytest.FixtureRequest, served: Served, namespace: str) -> It
         name = "lane"
     with closing(DOORS[name](served, namespace)) as door:
         yield door
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def lane(request: pytest.FixtureRequest, served: Served, namespace: str) -> Lane:
+    if request.param == "postgres":
+        choose(request.getfixturevalue("monkeypatch"), request.getfixturevalue("postgres"))
+    return Lane(served, namespace)
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, backend: PostgresCache) -> None:
@@ -329,11 +343,15 @@ def test_many_at_once(call: Door) -> None:
     call("cache.invalidate", tags=["t1"])
     found = call("cache.get_many", keys=["x", *(f"k{n}" for n in range(120)), "k0"])
     assert [each["value"] for each in found["items"]] == [{"n": n} for n in range(0, 120, 2)]
-    assert found["missing"] == ["x", *(f"k{n}" for n in range(1, 120, 2))]
-    again = [{"key": f"k{n}", "value": n, "tags": ["t1"], "as_of": found["as_of"]} for n in (1, 3)]
+    assert missing(found) == ["x", *(f"k{n}" for n in range(1, 120, 2))]
+    again = [{**each, "value": 1, "tags": ["t1"]} for each in found["missing"][:2]]
     assert [each["stored"] for each in call("cache.put_many", items=again)["items"]] == [True, True]
     call("cache.invalidate", tags=["t1"])
     assert [each["code"] for each in call("cache.put_many", items=again)["items"]] == ["stale_load"] * 2
+
+
+def missing(found: Any) -> list[str]:
+    return [each["key"] for each in found["missing"]]
 
 
 def test_values_are_found_by_prefix_and_tag(call: Door) -> None:
@@ -515,7 +533,47 @@ def test_when_the_clocks_are_evicted_all_is_a_miss(call: Door, store: Any) -> No
     miss(call, "b")
 
 
+def test_what_ran_out_is_cleared_away(served: Served, lane: Lane) -> None:
+    if not isinstance(relay.backend, PostgresCache):
+        pytest.skip("Redis forgets by itself")
+    lane("cache.put", key="a", value=1, ttl_seconds=0.05)
+    lane("cache.put", key="b", value=1)
+    lane("cache.delete", key="c")
+    miss(lane, "d", lease_seconds=0.1)
+    time.sleep(0.15)
+    served.do(relay.backend.clean())
+    number = Namespace.objects.get(name=lane.namespace).number
+    with connection.cursor() as cursor:
+        cursor.execute("select key from cache_item where namespace_id = %s order by key", [number])
+        assert cursor.fetchall() == [("b",), ("c",)]
+
+
+def test_the_cache_in_postgresql_is_by_key_and_unlogged(postgres: PostgresCache, namespace: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select relname, relpersistence from pg_class where relname in ('cache_item', 'cache_clock', 'cache_count')"
+        )
+        assert sorted(cursor.fetchall()) == [("cache_clock", "u"), ("cache_count", "u"), ("cache_item", "u")]
+        cursor.execute("set enable_seqscan = off")
+        about = {
+            "space": 1,
+            "key": "k",
+            "keys": ["k"],
+            "tags": ["t"],
+            "limit": 9,
+            "token": "t",
+            "lease_ms": 9,
+        }
+        for statement in (sql.GET, sql.LEASE, sql.PEEK, sql.MANY, sql.CLEAN):
+            cursor.execute(f"explain {statement}", {**about, "enough": 9})
+            plan = "\n".join(line for (line,) in cursor.fetchall())
+            assert "Seq Scan" not in plan, plan
+        cursor.execute("reset enable_seqscan")
+
+
 def test_nothing_stays_for_good_but_the_clocks(lane: Lane, store: Any) -> None:
+    if isinstance(relay.backend, PostgresCache):
+        pytest.skip("of Redis")
     lane("cache.put", key="a", value=1, ttl_seconds=10, stale_seconds=20)
     lane("cache.delete", key="b")
     miss(lane, "c", lease_seconds=5)
@@ -525,3 +583,121 @@ def test_nothing_stays_for_good_but_the_clocks(lane: Lane, store: Any) -> None:
     assert {name: round(life / 1000) for name, life in lives.items()} == {
         "item:a": 30, "gone:b": 300, "lease:c": 5,
     }  # fmt: skip
+
+
+# -- inside ------------------------------------------------------------------------------------------
+
+
+def test_many_large_values_are_not_all_in_one_answer(lane: Lane) -> None:
+    lane("caches.put", max_value_bytes=8 << 20)
+    for n in range(4):
+        data = base64.b64encode(random.randbytes(6 << 20)).decode()
+        lane("cache.put", key=f"k{n}", value_base64=data)
+    found = lane("cache.get_many", keys=["x", "k0", "k1", "k2", "k3"])
+    assert ([each["key"] for each in found["items"]], missing(found), found["left_out"]) == (
+        ["k0", "k1"], ["x"], ["k2", "k3"],
+    )  # fmt: skip
+
+
+def test_large_values_are_compressed_where_that_pays(lane: Lane) -> None:
+    for value in ({"text": "again and " * 50_000}, {"noise": noise(2000)}, {"text": "again and " * 150}):
+        lane("cache.put", key="a", value=value)
+        assert lane("cache.get", key="a")["value"] == value
+    lane("cache.put", key="a", value="again and " * 50_000)
+    (item,) = lane("cache.find")["items"]
+    assert item["size"] < 5000
+
+
+def space_of(served: Served, lane: Lane) -> Any:
+    return served.do(namespaces.get(lane.namespace))
+
+
+def test_tags_are_forgotten_when_nothing_older_is_left(served: Served, lane: Lane, store: Any) -> None:
+    lane("cache.put", key="a", value=1, tags=["blue"])
+    lane("cache.invalidate", tags=["red", "green"])
+    time.sleep(0.05)
+    lane("cache.invalidate", tags=["white"], mode="soft")
+    space = space_of(served, lane)
+    assert served.do(relay.backend.sweep(space, 60_000, 100, 10)) == 0
+    assert served.do(relay.backend.sweep(space, 40, 100, 10)) == 2
+    assert set(tags_in(store, lane.namespace)) == {"\2white"}
+    assert lane("cache.get", key="a")["value"] == 1
+
+
+def test_of_too_many_tags_the_oldest_are_forgotten_and_older_values_are_misses(
+    served: Served, lane: Lane, store: Any
+) -> None:
+    lane("cache.put", key="old", value=1, tags=["t0"])
+    lane("cache.put", key="other", value=1, tags=["never"])
+    lane("cache.put", key="without", value=1)
+    for n in range(5):
+        lane("cache.invalidate", tags=[f"t{n}"])
+        time.sleep(0.002)
+    lane("cache.put", key="new", value=1, tags=["t0"])
+    assert served.do(relay.backend.sweep(space_of(served, lane), 10**9, 2, 100)) == 3
+    assert set(tags_in(store, lane.namespace)) == {"t3", "t4"}
+    found = lane("cache.get_many", keys=["old", "other", "without", "new"])
+    assert ([each["key"] for each in found["items"]], missing(found)) == (
+        ["without", "new"],
+        ["old", "other"],
+    )
+
+
+def tags_in(store: Any, namespace: str) -> list[str]:
+    if isinstance(relay.backend, PostgresCache):
+        number = Namespace.objects.get(name=namespace).number
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "select tag, soft from cache_clock where namespace_id = %s and tag <> ''", [number]
+            )
+            return [("\2" if soft else "") + tag for tag, soft in cursor.fetchall()]
+    (clocks,) = [name for name in names(store, namespace) if name.endswith(b":clocks")]
+    return [name.decode() for name in store.hkeys(clocks) if not name.startswith(b"\1")]
+
+
+def test_a_search_that_looked_at_enough_says_so(served: Served, lane: Lane, monkeypatch: Any) -> None:
+    for module in (redis_backend, postgres_backend):
+        monkeypatch.setattr(module, "LOOKS", 1)
+        monkeypatch.setattr(module, "LOOK_AT", 1)
+    items = [{"key": f"k{n}", "value": n, "tags": ["odd"] if n == 77 else []} for n in range(100)]
+    lane("cache.put_many", items=items)
+    first = lane("cache.find", tag="odd")
+    assert first["partial"] or first["items"]
+    assert pages(lane, tag="odd") == ["k77"]
+
+
+def test_what_another_command_invalidates_is_invalid_once_it_is_committed(served: Served, lane: Lane) -> None:
+    lane("cache.put", key="a", value=1, tags=["red"])
+    lane("cache.put", key="b", value=1, tags=["blue"])
+
+    def change(tx: Any, *, tag: str) -> int:
+        return relay.record(tx, [tag]).version
+
+    operation = Operation(change, None, kind="command", name="test.change")
+    call = Call(DEVELOPER, space_of(served, lane))
+    served.do(runtime.carry_out(operation, call, {"tag": "red"}))
+    until(lambda: missing(lane("cache.get_many", keys=["a", "b"])) == ["a"])
+
+
+def test_what_a_process_logged_before_it_died_is_applied(served: Served, lane: Lane) -> None:
+    lane("cache.put", key="a", value=1, tags=["red"])
+    lane("cache.put", key="b", value=1, tags=["blue"])
+    call = Call(DEVELOPER, space_of(served, lane))
+    served.do(runtime.carry_out(registry["cache.record"], call, {"tags": ["red"], "mode": "hard"}))
+    until(lambda: missing(lane("cache.get_many", keys=["a", "b"])) == ["a"])
+    lane("cache.invalidate", tags=["green"])  # what is logged is applied in order again, without a gap
+    assert served.do(relay.backend.applied(call.namespace)) == 2
+
+
+def test_where_the_log_has_forgotten_what_was_missed_all_is_a_miss(served: Served, lane: Lane) -> None:
+    lane("cache.put", key="b", value=1, tags=["blue"])
+    Cache.objects.create(id=f"{lane.namespace}/cache", version=3)
+    until(lambda: missing(lane("cache.get_many", keys=["b"])) == ["b"])
+    assert served.do(relay.backend.applied(space_of(served, lane))) == 3
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -28,7 +28,7 @@ class Item:
 
 @dataclass(slots=True)
 class Found:
-    """What there is for a key: a hit, something stale, or a miss. Times are milliseconds since 1970.
+    """What there is for a key: a `hit`, something `stale`, or a `miss`. Times are milliseconds since 1970.
 
     `as_of` is the reading of the clock for who loads it now, and `lease` is there for the one who should, if leases
     were asked for; `lease_ms` is for the others: so long somebody else has it.
@@ -48,6 +48,9 @@ class Found:
     size: int = 0  # where only that was asked for
 
 
+ENOUGH = 16 << 20  # bytes of values in one answer
+
+
 class Backend(Protocol):
     """Values by namespace and key. Each method is one atomic step, may raise Unavailable, and fails fresh: what it
     cannot vouch for is a miss."""
@@ -58,8 +61,8 @@ class Backend(Protocol):
     async def peek(self, namespace: Namespace, key: str) -> str:
         """`ready`, `loading` (somebody has the lease) or `free`."""
 
-    async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> tuple[str, list[Found]]:
-        """As of when, and what there is for each key."""
+    async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> list[Found]:
+        """What there is for each key: `left`, where what was found already is enough for one answer."""
 
     async def put(self, namespace: Namespace, key: str, item: Item) -> int:
         """Until when it is fresh.

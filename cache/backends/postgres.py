@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg.types.numeric import Int8
 
-from cache.backends import Found, Item, other_place
+from cache.backends import ENOUGH, Found, Item, other_place
 from cache.backends import statements as sql
 from cache.backends.refusals import refusal
 from cache.errors import CacheFull, CacheMiss, NotANumber
@@ -88,10 +88,9 @@ class PostgresCache:
             return "ready"
         return "loading" if lease_ms > 0 else "free"
 
-    async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> tuple[str, list[Found]]:
-        found = await self._ask(namespace, sql.MANY, keys=list(keys))
-        generation, at, now, *_ = found[0]
-        return place_in_time(generation, at, now), [found_of(generation, at, now, row[3:]) for row in found]
+    async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> list[Found]:
+        found = await self._ask(namespace, sql.MANY, keys=list(keys), enough=ENOUGH)
+        return [found_of(generation, at, now, about) for generation, at, now, *about in found]
 
     async def put(self, namespace: Namespace, key: str, item: Item) -> int:
         await self._check_room(namespace, key, len(item.data))
@@ -256,6 +255,8 @@ def found_of(generation: str, at: int, now: int, about: Sequence[Any]) -> Found:
     state, created, fresh, ends, etag, kind, tags, data = about
     if state == "miss":
         return Found("miss", place_in_time(generation, at, now))
+    if state == "left":
+        return Found("left")
     as_of = place_in_time(generation, at, now) if state == "stale" else None
     return Found(state, as_of, None, 0, created, fresh, ends, shown(etag), kind, tags, bytes(data))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from hiredis import ReplyError
 
-from cache.backends import Found, Item, other_place
+from cache.backends import ENOUGH, Found, Item, other_place
 from cache.backends.refusals import refusal
 from cache.errors import CacheFull, CacheMiss, NotANumber
 from cache.models import NAME
@@ -114,11 +114,15 @@ class RedisCache:
         (state,) = await self._ask(namespace, PEEK, key)
         return str(state.decode())
 
-    async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> tuple[str, list[Found]]:
+    async def get_many(self, namespace: Namespace, keys: Sequence[str]) -> list[Found]:
         parts = [keys[n : n + AT_ONCE] for n in range(0, len(keys), AT_ONCE)]
-        answers = await asyncio.gather(*(self._ask(namespace, MANY, *part) for part in parts))
-        found = [found_of(each) if each else Found("miss") for _, part in answers for each in part]
-        return answers[0][0].decode(), found
+        enough = ENOUGH // len(parts)
+        answers = await asyncio.gather(*(self._ask(namespace, MANY, enough, *part) for part in parts))
+        return [
+            found_of(each) if each else Found("miss", as_of.decode())
+            for as_of, part in answers
+            for each in part
+        ]
 
     async def put(self, namespace: Namespace, key: str, item: Item) -> int:
         kind, *facts = await self._ask(
@@ -261,6 +265,8 @@ def found_of(answer: list[Any]) -> Found:
     if state == "miss":
         _, as_of, lease, left = answer
         return Found("miss", as_of.decode(), lease.decode() or None, left)
+    if state == "left":
+        return Found("left")
     _, created, fresh, ends, etag, kind, tags, data, *more = answer
     found = Found(
         state,

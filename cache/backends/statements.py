@@ -61,15 +61,18 @@ LEASE = f"""with {READ}, seen as materialized ({SEEN}), taken as (
         or split_part(cache_item.lease, '.', 3) <> (select generation from clock)
     returning lease
 ) select seen.*, taken.lease from seen left join taken on true"""
-MANY = f"""with {READ}
-select clock.generation, clock.at, clock.now, coalesce(item.state, 'miss'), {HEAD},
-    case when item.state <> 'miss' then item.data end
-from clock cross join unnest(%(keys)s::text[]) with ordinality as asked (key, number)
-left join lateral (
-    select cache_item.*, {STATE} as state from cache_item
-    where cache_item.namespace_id = {SPACE} and cache_item.key = asked.key
-) item on true
-order by asked.number"""
+MANY = f"""with {READ}, found as (
+    select clock.generation, clock.at, clock.now, coalesce(item.state, 'miss') as state, {HEAD}, data, asked.number,
+        sum(case when item.state <> 'miss' then octet_length(item.data) end) over (order by asked.number) as so_far
+    from clock cross join unnest(%(keys)s::text[]) with ordinality as asked (key, number)
+    left join lateral (
+        select cache_item.*, {STATE} as state from cache_item
+        where cache_item.namespace_id = {SPACE} and cache_item.key = asked.key
+    ) item on true
+)
+select generation, at, now, case when state <> 'miss' and so_far > %(enough)s::bigint then 'left' else state end,
+    {HEAD}, case when state <> 'miss' and so_far <= %(enough)s::bigint then data end
+from found order by number"""
 PAGE = f"""with {READ}, page as (
     select * from cache_item where namespace_id = {SPACE} and key > %(after)s::text
         and key >= %(prefix)s::text and key < %(prefix)s::text || chr(1114111)
