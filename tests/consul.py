@@ -201,12 +201,12 @@ class Consul:
         ]
 
     def _register(self, body: dict[str, Any]) -> None:
-        check = body["Check"]
-        found = self.put(
-            body["Name"], body["ID"], Port=body["Port"], Meta=body["Meta"], Address=body.get("Address", ""),
-            CheckID=check["CheckID"],
-        )  # fmt: skip
-        found.ttl, found.status = float(check["TTL"].rstrip("s")), check.get("Status", "critical")
+        about = {name: body[name] for name in ("Port", "Meta", "Address", "Tags", "Weights") if name in body}
+        check = body.get("Check") or {}
+        found = self.put(body["Name"], body.get("ID", body["Name"]), **about)
+        if check:
+            found.about["CheckID"] = check.get("CheckID", f"service:{found.about['ID']}")
+            found.ttl, found.status = float(check["TTL"].rstrip("s")), check.get("Status", "critical")
 
     def _update(self, request: BaseHTTPRequestHandler, check_id: str, body: dict[str, Any]) -> None:
         for service in self.services.values():

@@ -260,6 +260,44 @@ def test_garbage_drops_nothing(agent: Consul, lane: Lane, door: Beside, kind: st
     wait(lambda: len(ids(lane)) == 2)
 
 
+def test_answers_that_do_not_come_drop_nothing(
+    agent: Consul, lane: Lane, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consul_door, "WAIT_SECONDS", 1)
+    monkeypatch.setattr(consul_door, "LATE_SECONDS", 0.2)
+
+    def slow(path: str) -> bytes | None:
+        if path.startswith("health/"):
+            time.sleep(3)
+        return None
+
+    agent.put("redis", "redis-1")
+    with Beside(served):
+        wait(lambda: bool(ids(lane)))
+        agent.fault = slow
+        agent.requests.clear()
+        wait(lambda: any("health/" in path for path, _ in agent.requests))
+        agent.put("redis", "redis-2")
+        time.sleep(2)
+        assert ids(lane) == {"consul:node-a:redis-1"}
+        agent.fault = lambda path: None
+        wait(lambda: len(ids(lane)) == 2)
+
+
+def test_more_services_than_queries_take_turns(
+    agent: Consul, lane: Lane, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consul_door, "AT_ONCE", 2)
+    monkeypatch.setattr(consul_door, "SHORT_WAIT_SECONDS", 1)
+    for n in range(6):
+        agent.put(f"service-{n}", f"one-{n}")
+    with Beside(served):
+        wait(lambda: all(ids(lane, f"service-{n}") for n in range(6)))
+        for n in range(6):
+            agent.turn(f"one-{n}", "critical")
+        wait(lambda: not any(ids(lane, f"service-{n}") for n in range(6)), 30)
+
+
 def test_entries_that_are_none_are_left_out() -> None:
     good = {"Node": {"Node": "n", "Address": "10.0.0.1"}, "Service": {"ID": "a", "Port": 1}}
     odd: list[Any] = [
