@@ -30,6 +30,7 @@ FORGET = "10m"  # after which Consul drops a dead one
 LOCK, LOCK_SECONDS, RENEW_SECONDS = "syros.consul", 15.0, 5.0  # who imports
 TTL_SECONDS, BEAT_SECONDS = 60.0, 20.0  # of what is imported
 WAIT_SECONDS, SHORT_WAIT_SECONDS = 60, 5  # of a blocking query; the short one where queries take turns
+LATE_SECONDS = 10.0  # that an answer may come after the time it was to come at
 AT_ONCE = 100  # blocking queries; an agent takes 200 connections of one address
 PAUSES = (0.5, 1, 2, 5, 10, 20)  # seconds between tries; of each, half to all
 CALLS_AT_ONCE = 32
@@ -305,7 +306,9 @@ class Import:
         wait = max(1, min(wait, int(settings.DISCOVERY_CONSUL_KEEP_SECONDS / 2)))
         blocking = {"index": str(index), "wait": f"{wait}s"} if index else {}
         # Consul adds up to a sixteenth of the time.
-        answer = await self._client.ask("GET", path, {**query, **blocking}, seconds=wait * 17 / 16 + 10)
+        answer = await self._client.ask(
+            "GET", path, {**query, **blocking}, seconds=wait * 17 / 16 + LATE_SECONDS
+        )
         if answer.headers.get(b"x-consul-knownleader") == b"false":
             raise Away("There is no leader, so nobody knows whether this is so.")
         return answer
