@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from random import choices
 
 from core.database import rows
+from discovery.places import LISTED, SERVICE_OF
 
-ALIVE = """select id, address, port, scheme, weight, may_be_private from discovery_instance
-    where expires_at > clock_timestamp()"""
+ALIVE = f"""select i.id, i.address, i.port, i.scheme, i.weight, i.may_be_private
+    from discovery_instance i join discovery_service s on {SERVICE_OF} where {LISTED}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Place:
 
 
 class Directory:
-    """The healthy instances of all services, by `namespace/service`."""
+    """The instances of all services that lookups list as healthy, by `namespace/service`."""
 
     def __init__(self) -> None:
         self._places: dict[str, list[Place]] = {}
@@ -54,6 +55,9 @@ class Directory:
             self._places[service] = left
         else:
             self._places.pop(service, None)
+
+    def forget_all(self, service: str) -> None:
+        self._places.pop(service, None)
 
     def has(self, service: str) -> bool:
         return service in self._places

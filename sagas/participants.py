@@ -21,11 +21,12 @@ from django.conf import settings
 from google.protobuf.message import DecodeError
 
 from core.callers import Namespace
+from discovery.addresses import Addresses, NotSent
 from discovery.directory import Place, directory
-from sagas.grpc_client import Client as GrpcClient
-from sagas.grpc_client import Reply
-from sagas.http import MAX_BODY, Addresses, Broken, NotSent, Response
-from sagas.http import Client as HttpClient
+from discovery.grpc_client import Client as GrpcClient
+from discovery.grpc_client import Reply
+from discovery.http import MAX_BODY, Broken, Response
+from discovery.http import Client as HttpClient
 from sagas.participant_messages import METHOD
 from sagas.participant_messages import Request as CarryOutRequest
 from sagas.participant_messages import Response as CarryOutResponse
