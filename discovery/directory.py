@@ -59,6 +59,9 @@ class Directory:
     def forget_all(self, service: str) -> None:
         self._places.pop(service, None)
 
+    def places(self, service: str) -> list[Place]:
+        return self._places.get(service, [])
+
     def has(self, service: str) -> bool:
         return service in self._places
 

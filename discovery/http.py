@@ -125,7 +125,7 @@ class Client:
         self._idle: dict[tuple[str, int, bool, bool], list[Connection]] = {}
         self._tls: ssl.SSLContext | None = None
 
-    async def post(self, host: str, port: int, tls: bool, may_be_private: bool, request: bytes) -> Response:
+    async def send(self, host: str, port: int, tls: bool, may_be_private: bool, request: bytes) -> Response:
         """Send a request as it is. Who calls limits the time.
 
         Raises: NotSent, Broken.
@@ -136,6 +136,17 @@ class Client:
         if connection.is_open:
             self._give_back(place, connection)
         return response
+
+    async def once(self, host: str, port: int, tls: bool, may_be_private: bool, request: bytes) -> Response:
+        """The same on a connection of its own, which is closed whatever happens.
+
+        Raises: NotSent, Broken.
+        """
+        connection = await self._connect(host, port, tls, may_be_private)
+        try:
+            return await connection.ask(request)
+        finally:
+            connection.close()
 
     def _take(self, place: tuple[str, int, bool, bool]) -> Connection | None:
         idle = self._idle.get(place, [])

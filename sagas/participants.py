@@ -131,7 +131,7 @@ async def ask_over_http(place: Place, attempt: Attempt) -> Outcome:
     """Raises: NotSent, Broken, TimeoutError."""
     tls = place.scheme == "https"
     async with asyncio.timeout(attempt.timeout):
-        response = await http_client.post(
+        response = await http_client.send(
             place.host, place.port, tls, place.may_be_private, request(attempt, place)
         )
     return meaning(response)

@@ -1,13 +1,26 @@
 """What discovery promises, through every door."""
 
+import json
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
+import grpc
+import httpx
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from tests.doors import Door, Lane, Refused
+from api.messages import messages
+from api.proto import full
+from core.callers import namespaces
+from tests.doors import Door, Lane, Refused, Served, free_port
+from tests.doors.grpc import channel
+from tests.participant import Participant
 from tests.test_locks import until
+from tests.websockets import opened
 
 
 def register(door: Door, name: str = "one", service: str = "bank", **more: Any) -> Any:
@@ -255,3 +268,265 @@ def test_who_waits_is_told_of_an_expiry_and_of_a_stand_in(waiting: Door, later: 
     time.sleep(0.2)
     register(waiting, service="spare")
     assert asked.result(5)["service"] == "spare"
+
+
+# -- checks ------------------------------------------------------------------------------------------
+
+QUICK = {"interval_seconds": 0.5, "timeout_seconds": 0.5, "failures": 2, "successes": 2}
+
+
+@pytest.fixture
+def participant() -> Iterator[Participant]:
+    with Participant() as found:
+        yield found
+
+
+def checked(door: Door, port: int, *checks: dict[str, Any], **more: Any) -> Any:
+    about = {"address": "127.0.0.1", "port": port, **more}
+    return register(door, checks=[{**QUICK, **check} for check in checks], **about)
+
+
+def becomes(door: Door, status: str, seconds: float = 10.0) -> Any:
+    until(lambda: one(door)["status"] == status, seconds)
+    return one(door)
+
+
+def test_an_instance_is_healthy_while_its_checks_pass(call: Door, participant: Participant) -> None:
+    answers = {"": 200}
+    participant.script["health"] = lambda asked: (answers[""], None, {})
+    found = checked(call, participant.port, {"kind": "http", "path": "/health"}, {"kind": "tcp"})
+    assert (found["status"], found["reason"], found["healthy"]) == ("failing", "not_checked", False)
+    found = becomes(call, "healthy")
+    assert [(each["kind"], each["path"], each["state"]) for each in found["checks"]] == [
+        ("http", "/health", "passing"), ("tcp", "", "passing"),
+    ]  # fmt: skip
+    assert listed(call) == ["one"]
+    answers[""] = 503
+    found = becomes(call, "failing")
+    assert (found["reason"], found["healthy"]) == ("http check: Answered with status 503.", False)
+    assert listed(call) == []
+    answers[""] = 204
+    becomes(call, "healthy")
+    assert kinds(call) == ["registered", "instance_healthy", "instance_failing", "instance_healthy"]
+    again = checked(call, participant.port, {"kind": "http", "path": "/health"}, {"kind": "tcp"})
+    assert again["status"] == "healthy"  # what was found is kept, as long as the checks are the same
+
+
+def test_nobody_there_is_told_in_words(lane: Lane) -> None:
+    checked(lane, free_port(), {"kind": "tcp"})
+    found = becomes(lane, "failing")
+    until(lambda: one(lane)["checks"][0]["state"] == "failing")
+    assert "Cannot connect to 127.0.0.1" in one(lane)["reason"]
+    assert found["healthy"] is False
+
+
+def test_an_instance_that_does_not_answer_is_failing(lane: Lane, participant: Participant) -> None:
+    participant.script[""] = lambda asked: 30.0
+    checked(lane, participant.port, {"kind": "http"})
+    until(lambda: one(lane)["checks"][0]["state"] == "failing")
+    assert one(lane)["reason"] == "http check: No answer within 0.5 s."
+
+
+def test_grpc_instances_are_asked_for_their_health(lane: Lane) -> None:
+    servicer = health.HealthServicer()
+    server = grpc.server(ThreadPoolExecutor(4))
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        serving, not_serving = (
+            health_pb2.HealthCheckResponse.SERVING,
+            health_pb2.HealthCheckResponse.NOT_SERVING,
+        )
+        servicer.set("bank.v1.Bank", serving)
+        checked(lane, port, {"kind": "grpc", "path": "bank.v1.Bank"}, scheme="grpc")
+        becomes(lane, "healthy")
+        servicer.set("bank.v1.Bank", not_serving)
+        assert becomes(lane, "failing")["reason"] == "grpc check: It says NOT_SERVING."
+        checked(lane, port, {"kind": "grpc", "path": "nobody"}, scheme="grpc")
+        until(lambda: "NOT_FOUND" in (one(lane)["reason"] or ""))
+    finally:
+        server.stop(None)
+
+
+def test_addresses_that_may_not_be_called_are_not_checked(lane: Lane, participant: Participant) -> None:
+    checked(lane, participant.port, {"kind": "http"}, {"kind": "tcp"}, address="169.254.169.254")
+    until(lambda: all(each["state"] == "failing" for each in one(lane)["checks"]))
+    assert [each["message"] for each in one(lane)["checks"]] == [
+        "169.254.169.254 is 169.254.169.254, which may not be called."
+    ] * 2
+
+
+def test_one_that_flaps_is_held_back(lane: Lane, participant: Participant) -> None:
+    answers = {"": 200}
+    participant.script[""] = lambda asked: (answers[""], None, {})
+    checked(lane, participant.port, {"kind": "http", "failures": 1, "successes": 1})
+    for _ in range(4):
+        answers[""] = 200
+        becomes(lane, "healthy")
+        answers[""] = 500
+        becomes(lane, "failing")
+    answers[""] = 200
+    until(lambda: one(lane)["reason"] == "flapping")
+    assert one(lane)["checks"][0]["state"] == "passing"
+    assert listed(lane) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "pointer"),
+    [
+        ({"kind": "icmp"}, "/checks/0/kind"),
+        ({"kind": "http", "path": "a b"}, "/checks/0/path"),
+        ({"kind": "http", "path": "a\r\nb"}, "/checks/0/path"),
+        ({"kind": "http", "interval_seconds": 0.1}, "/checks/0/interval_seconds"),
+        ({"kind": "http", "failures": 0}, "/checks/0/failures"),
+        ({"kind": "http", "shell": "rm"}, "/checks/0/shell"),
+    ],
+)
+def test_a_check_that_is_none_is_refused(lane: Lane, check: dict[str, Any], pointer: str) -> None:
+    about = {"service": "bank", "instance_id": "one", "address": "10.0.0.7", "port": 0, "checks": [check]}
+    problem = refused(lane, "services.register", **about)
+    assert (problem["status"], {each["pointer"] for each in problem["errors"]}) == (422, {"/port", pointer})
+    assert listed(lane, healthy=False) == []
+
+
+# -- when many fail at once --------------------------------------------------------------------------
+
+
+def test_half_of_a_crowd_stays_listed_whatever_fails(call: Door) -> None:
+    from discovery.directory import directory
+
+    for number in range(4):
+        register(call, str(number), ttl_seconds=2)
+    until(lambda: len(listed(call)) == 2)
+    found = call("services.get", service="bank")["instances"]
+    assert [(each["status"], each["healthy"], each["protected"]) for each in found] == [
+        ("expired", True, True)
+    ] * 2
+    assert call("services.find")["items"][0] == {
+        "service": "bank", "instances": 2, "healthy": 2, "protected": 2, "maintenance": None,
+    }  # fmt: skip
+    address = f"{call.namespace}/bank"
+    known = {each["instance_id"] for each in found}
+    until(lambda: {place.instance for place in directory.places(address)} == known)
+    assert call("services.pick", service="bank")["instance_id"] in known
+    kept, other = sorted(known)
+    revived = call("services.heartbeat", service="bank", instance_id=kept)  # nobody declared it dead
+    assert (revived["status"], revived["protected"]) == ("healthy", False)
+    register(call, "9", ttl_seconds=60)
+    until(lambda: listed(call) == [kept, "9"])
+    assert refused(call, "services.heartbeat", service="bank", instance_id=other)["reason"] == "expired"
+    assert Counter(kinds(call)) == {
+        "registered": 5, "instance_expired": 4, "instance_healthy": 1, "instance_released": 1,
+    }  # fmt: skip
+
+
+def test_the_directory_lists_what_lookups_list(lane: Lane) -> None:
+    from discovery.directory import directory
+
+    def known(name: str = "bank") -> list[str]:
+        return sorted(place.instance for place in directory.places(f"{lane.namespace}/{name}"))
+
+    register(lane, "one")
+    register(lane, "two")
+    assert known() == ["one", "two"]
+    lane("services.maintenance", service="bank", instance_id="one")
+    assert known() == listed(lane) == ["two"]
+    lane("services.maintenance", service="bank")
+    assert known() == listed(lane) == []
+    lane("services.maintenance", service="bank", enabled=False)
+    until(lambda: known() == listed(lane) == ["two"])
+    checked(lane, free_port(), {"kind": "tcp"}, service="shop")
+    time.sleep(0.6)
+    assert known("shop") == listed(lane, "shop") == []
+
+
+# -- watching ----------------------------------------------------------------------------------------
+
+
+def names(state: Any) -> list[str]:
+    return [each["instance_id"] for each in state["instances"]]
+
+
+def watched(lane: Lane, more: dict[str, str] | None = None, /, **query: Any) -> Any:
+    """Over server-sent events: the kind of each item, its id and what it says."""
+    url = f"http://127.0.0.1:{lane.served.port}/api/v1/services/bank/watch"
+    headers = {"Syros-Namespace": lane.namespace, **(more or {})}
+    with httpx.stream("GET", url, params=query, headers=headers, timeout=20) as response:
+        assert response.status_code == 200, response.read()
+        fields: dict[str, str] = {}
+        for line in response.iter_lines():
+            name, _, value = line.partition(": ")
+            if name:
+                fields[name] = value
+            else:
+                yield fields["event"], int(fields["id"]), json.loads(fields["data"])
+
+
+def test_who_watches_is_told_of_every_change(lane: Lane) -> None:
+    register(lane)
+    with closing(watched(lane, heartbeat_seconds=1)) as items:
+        kind, position, state = next(items)
+        assert (kind, position, names(state)) == ("service", state["position"], ["one"])
+        register(lane, "two")
+        assert names(next(items)[2]) == ["one", "two"]
+        lane("services.maintenance", service="bank", instance_id="one")
+        _, reached, state = next(items)
+        assert names(state) == ["two"]
+        register(lane, service="other")
+        assert next(items) == ("heartbeat", reached, {"position": reached})
+        lane("services.deregister", service="bank", instance_id="two")
+        assert names(next(items)[2]) == []
+
+
+def test_who_watches_again_goes_on_where_it_was(lane: Lane) -> None:
+    register(lane)
+    with closing(watched(lane)) as items:
+        _, position, _ = next(items)
+    register(lane, "two")  # at the very next position
+    with closing(watched(lane, {"Last-Event-ID": str(position)}, from_position=1)) as items:
+        _, position, state = next(items)
+        assert names(state) == ["one", "two"]
+    with closing(
+        watched(lane, {"Last-Event-ID": str(position)}, from_position=1, heartbeat_seconds=1)
+    ) as items:
+        assert next(items)[0] == "heartbeat"
+
+
+def test_a_watch_over_grpc(served: Served, lane: Lane) -> None:
+    register(lane)
+    method = f"/{full('ServicesService')}/Watch"
+    asked = messages()["ServicesServiceWatchRequest"](service="bank")
+    items = channel(served).unary_stream(
+        method, request_serializer=lambda each: each.SerializeToString(),
+        response_deserializer=messages()["ServicesServiceWatchResponse"].FromString,
+    )(asked, metadata=[("syros-namespace", lane.namespace)], timeout=30)  # fmt: skip
+    assert [each.instance_id for each in next(items).service.instances] == ["one"]
+    register(lane, "two")
+    assert [each.instance_id for each in next(items).service.instances] == ["one", "two"]
+    items.cancel()
+
+
+def test_a_watch_over_a_websocket(served: Served, lane: Lane) -> None:
+    with opened(served, lane.namespace) as peer:
+        register(lane)
+        begun = peer.ask("services.watch", "w", service="bank")
+        assert (begun["id"], begun["subscribed"]) == ("w", True)
+        assert names(peer.hear()["service"]) == ["one"]
+        register(lane, "two")
+        assert names(peer.hear()["service"]) == ["one", "two"]
+
+
+def test_many_who_watch_cost_one_follower(lane: Lane, later: Any) -> None:
+    from discovery.watching import watchers
+
+    register(lane)
+    position = lane("services.get", service="bank")["position"]
+    how = {"service": "bank", "wait_seconds": 20, "from_position": position}
+    asked = [later(lane, "services.get", **how) for _ in range(20)]
+    number = lane.served.do(namespaces.get(lane.namespace)).number
+    until(lambda: len(watchers._listeners.get(number, {}).get("$service:bank", ())) == 20)
+    assert number in watchers._followers
+    register(lane, "two")
+    assert {tuple(names(each.result(5).value)) for each in asked} == {("one", "two")}
+    until(lambda: number not in watchers._followers and number not in watchers._listeners)

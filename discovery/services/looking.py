@@ -142,18 +142,25 @@ async def watch(
     from_position: Position | None = None,
     heartbeat_seconds: Heartbeat = 15.0,
 ) -> AsyncIterator[dict[str, Any]]:
-    """Follow a service: how it is now, unless nothing has changed since `from_position`, and after every change again.
-    Changes that come together are told together; a heartbeat carries the position reached."""
-    asked, since = [service, *failover], from_position
+    """Follow a service: how it is now, and again after every change. Changes that come together are told together; a
+    heartbeat carries the position reached. Who resumes gives as `from_position` the one after the last that it was
+    told, and hears nothing before something has changed there or later.
+    """
+    asked, since = [service, *failover], None if from_position is None else from_position - 1
     streams = [f"$service:{name}" for name in asked]
     while True:
         async with watchers.of(call.namespace.number, streams) as changed:
             found = await look(call, asked, healthy, tag)
             if since is None or found.position > since:
                 since = found.position
-                yield {"service": found}
+                yield {"service": item(found)}
             if not await happens(changed, heartbeat_seconds):
                 yield {"heartbeat": {"position": since}}
+
+
+def item(found: ServiceState) -> dict[str, Any]:
+    """The state as an item of a stream, of which doors look for the position."""
+    return {name: getattr(found, name) for name in ServiceState.__dataclass_fields__}
 
 
 @query("GET services", name="services.find", returns=Services)
