@@ -9,6 +9,7 @@ from types import ModuleType
 
 from bench import (
     crowds,
+    discovery,
     engine,
     events,
     graphql,
@@ -42,6 +43,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "volatile": volatile,
     "sagas": sagas,
     "crowds": crowds,
+    "discovery": discovery,
     "events": events,
     "graphql": graphql,
     "grpc": grpc,

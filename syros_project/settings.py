@@ -253,19 +253,11 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "StepKindEnum": ["call", "sleep", "signal", "saga"],
         "CheckKindEnum": ["http", "tcp", "grpc"],
-        "StatusEnum": [
-            "scheduled",
-            "running",
-            "paused",
-            "compensating",
-            "attention",
-            "succeeded",
-            "compensated",
-            "failed",
-            "terminated",
-        ],
+        "StatusEnum": (
+            "scheduled running paused compensating attention succeeded compensated failed terminated".split()
+        ),
         "InstanceStatusEnum": ["healthy", "failing", "maintenance", "expired"],
-    },  # fmt: skip
+    },
 }
 
 

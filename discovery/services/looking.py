@@ -29,15 +29,18 @@ from discovery.watching import watchers
 
 MOST = 1000  # instances of a service that an answer holds
 # In one statement, so that nothing comes between: what is there, and up to which event of the service that is so.
-SERVICES = """select s.id, s.maintenance, coalesce((select e.id from core_event e
-    where e.namespace_id = %(number)s and e.stream = '$service:' || split_part(s.id, '/', 2)
-    order by e.version desc limit 1), 0), found.*
+SERVICES = """select s.id, s.maintenance, coalesce(last.id, 0), found.*
 from discovery_service s left join lateral (
+    select e.id from core_event e
+    where e.namespace_id = %(number)s and e.stream = '$service:' || split_part(s.id, '/', 2)
+    order by e.version desc limit 1
+) last on true left join lateral (
     select split_part(i.id, '#', 2), i.address, i.port, i.scheme, i.tags::text, i.metadata::text, i.weight, {LISTED},
-        i.ttl_seconds, i.registered_at, coalesce(i.expires_at, se.expires_at, i.changed_at), i.incarnation, i.session,
-        case when i.expires_at <= clock_timestamp() and i.status <> 'deregistered' then 'expired' else i.status end,
+        i.ttl_seconds, i.registered_at, coalesce(i.expires_at, (select se.expires_at from core_session se
+            where se.id = split_part(i.id, '/', 1) || '/' || i.session), i.changed_at), i.incarnation, i.session,
+        case when i.expires_at <= clock_timestamp() then 'expired' else i.status end,
         i.reason, i.protected, coalesce(i.changed_at, i.registered_at), i.checks::text
-    from discovery_instance i left join core_session se on se.id = split_part(i.id, '/', 1) || '/' || i.session
+    from discovery_instance i
     where i.id > s.id || '#' and i.id < s.id || '$' and i.status <> 'deregistered'
         and ({LISTED} or not %(healthy)s)
         and (%(tag)s::text is null or exists (select from json_array_elements_text(i.tags) t where t = %(tag)s))
