@@ -122,6 +122,8 @@ QUEUE_LIMIT = envint("SYROS_QUEUE_LIMIT", 10_000)
 IDEMPOTENCY_HOURS = envint("SYROS_IDEMPOTENCY_HOURS", 72)
 LOCK_HISTORY_DAYS = envint("SYROS_LOCK_HISTORY_DAYS", 7)
 SAGA_HISTORY_DAYS = envint("SYROS_SAGA_HISTORY_DAYS", 30)
+# Of a service's instances that were well of late so many stay listed, whatever fails; 0: as many as are well.
+PROTECTED_SHARE = min(max(float(env("SYROS_PROTECTED_SHARE", "0.5", "discovery.protected_share")), 0.0), 1.0)
 
 
 def derived(purpose: str) -> str:
@@ -265,7 +267,14 @@ SPECTACULAR_SETTINGS = {
         }
     },
     "SECURITY": [{"bearer": []}, {"apiKey": []}],
-    "ENUM_NAME_OVERRIDES": {"StepKindEnum": ["call", "sleep", "signal", "saga"]},
+    "ENUM_NAME_OVERRIDES": {
+        "StepKindEnum": ["call", "sleep", "signal", "saga"],
+        "CheckKindEnum": ["http", "tcp", "grpc"],
+        "StatusEnum": (
+            "scheduled running paused compensating attention succeeded compensated failed terminated".split()
+        ),
+        "InstanceStatusEnum": ["healthy", "failing", "maintenance", "expired"],
+    },
 }
 
 

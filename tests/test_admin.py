@@ -711,7 +711,7 @@ UNLOADED = {
     "sagas.Definition": ("body",),
     "sagas.Schedule": ("input",),
     "sagas.Task": ("body", "lease_token"),
-    "discovery.Instance": ("tags", "metadata"),
+    "discovery.Instance": ("tags", "metadata", "checks", "flaps"),
 }
 
 
