@@ -135,6 +135,7 @@ INSTALLED_APPS = [
     "locks",
     "events",
     "discovery",
+    "config",
     "sagas",
     "api",
     "syros_project.apps.AdminConfig",

@@ -1,0 +1,23 @@
+"""The tables of configuration: keys and what they are set to now. What they were is in their streams."""
+
+from django.db import models
+
+from core.models import Aggregate, JSONTextField
+
+
+class Entry(Aggregate):
+    """A key, and what it is set to. A deleted one stays, for its revision: that never comes again."""
+
+    # The revision: the version of its stream. Known when a command is decided, as a place in the log is not.
+    version = models.BigIntegerField(default=0)
+    is_set = models.BooleanField(default=False)
+    value = JSONTextField(null=True)
+    changed_at = models.DateTimeField()
+    changed_by = models.TextField()
+
+    class Meta:
+        verbose_name_plural = "entries"
+
+    @property
+    def stream(self) -> str:
+        return f"$config:{self.name}"

@@ -1,0 +1,54 @@
+"""What the configuration operations take and answer."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from core.operations import not_reserved
+from core.types import MAX_NUMBER, Name
+
+# A path that ends so means something about the key before it.
+VERBS = frozenset({"history", "rollback"})
+
+
+def check_verb(key: str) -> str:
+    if "/" in key and (verb := key.rpartition("/")[2]) in VERBS:
+        raise PydanticCustomError("reserved_name", "no key ends in /{verb}: a route does", {"verb": verb})
+    return key
+
+
+Key = Annotated[Name, not_reserved("config"), AfterValidator(check_verb)]
+Revision = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+
+
+@dataclass(slots=True)
+class ConfigChange:
+    """A change of a key: its new revision, and where in the log it stands."""
+
+    key: str
+    revision: int
+    position: int
+    changed_at: datetime
+
+
+@dataclass(slots=True)
+class ConfigState:
+    """What a key is set to."""
+
+    key: str
+    value: Any
+    revision: int
+    changed_at: datetime
+    changed_by: str
+
+
+@dataclass(slots=True)
+class ConfigPage:
+    """Keys that are set, in order, and a position to watch from: nothing after it is missed."""
+
+    items: list[ConfigState]
+    position: int
+    next_cursor: str | None
