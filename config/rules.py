@@ -1,7 +1,17 @@
 """What may become of a key. Pure."""
 
-from config.errors import ConfigNotFound, WrongExpectedRevision
+from typing import Any
+
+from config.errors import (
+    ConfigNotFound,
+    RevisionNotFound,
+    RevisionPruned,
+    RevisionWithoutValue,
+    WrongExpectedRevision,
+)
 from config.models import Entry
+from core.encoding import decode
+from core.log import Entry as Written
 
 
 def revision_of(entry: Entry | None) -> int:
@@ -24,3 +34,26 @@ def present(key: str, entry: Entry | None) -> Entry:
     if entry is None or not entry.is_set:
         raise ConfigNotFound(f"{key} is not set.", key=key)
     return entry
+
+
+def reached(key: str, revision: int, entry: Entry | None) -> Entry:
+    """The entry of a key that was once at a revision.
+
+    Raises: RevisionNotFound.
+    """
+    if entry is None or not 0 < revision <= entry.version:
+        raise RevisionNotFound(f"{key} was never at revision {revision}.", key=key, revision=revision)
+    return entry
+
+
+def value_at(key: str, revision: int, written: Written | None) -> dict[str, Any]:
+    """What the event says that made a revision.
+
+    Raises: RevisionPruned, RevisionWithoutValue.
+    """
+    if written is None:
+        raise RevisionPruned(key=key, revision=revision)
+    data: dict[str, Any] = decode(written.data)
+    if "value" not in data:
+        raise RevisionWithoutValue(key=key, revision=revision)
+    return data

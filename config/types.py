@@ -1,5 +1,6 @@
 """What the configuration operations take and answer."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -7,8 +8,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from core.following import Heartbeat
 from core.operations import not_reserved
-from core.types import MAX_NUMBER, Name
+from core.types import MAX_NUMBER, Cursor, Name
 
 # A path that ends so means something about the key before it.
 VERBS = frozenset({"history", "rollback"})
@@ -22,6 +24,15 @@ def check_verb(key: str) -> str:
 
 Key = Annotated[Name, not_reserved("config"), AfterValidator(check_verb)]
 Revision = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+
+
+def to_revision(place: str) -> int:
+    if not re.fullmatch("[0-9]{1,16}", place):
+        raise PydanticCustomError("cursor", "a next_cursor as it was given")
+    return int(place)
+
+
+RevisionCursor = Annotated[Cursor, AfterValidator(to_revision)]
 
 
 @dataclass(slots=True)
@@ -52,3 +63,34 @@ class ConfigPage:
     items: list[ConfigState]
     position: int
     next_cursor: str | None
+
+
+@dataclass(slots=True)
+class ConfigRevision:
+    """What a key was set to, by whom and why. `change`: `put`, `deleted` or `rolled_back`."""
+
+    key: str
+    revision: int
+    position: int
+    change: str
+    value: Any
+    to_revision: int | None
+    reason: str | None
+    changed_at: datetime
+    changed_by: str
+
+
+@dataclass(slots=True)
+class ConfigHistory:
+    """Revisions, the newest first."""
+
+    items: list[ConfigRevision]
+    next_cursor: str | None
+
+
+@dataclass(slots=True)
+class ConfigChanged:
+    """One of these: the next change, or how far the log has been followed."""
+
+    change: ConfigRevision | None = None
+    heartbeat: Heartbeat | None = None

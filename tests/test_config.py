@@ -1,10 +1,19 @@
 """What configuration promises, through every door."""
 
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from secrets import token_urlsafe
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.doors import Door, Refused
+from api.messages import messages
+from tests.doors import Door, Lane, Refused, Served
+from tests.doors.grpc import channel
+from tests.websockets import opened
 
 
 def refusal(call: Door, operation: str, **params: Any) -> Refused:
@@ -92,8 +101,6 @@ def test_a_page_of_large_values_ends_early(lane: Door) -> None:
 
 def random_text(size: int) -> str:
     """A text that nothing compresses."""
-    from secrets import token_urlsafe
-
     return token_urlsafe(size)[:size]
 
 
@@ -101,3 +108,191 @@ def random_text(size: int) -> str:
 def test_a_key_that_would_read_as_a_route_is_refused(call: Door, key: str) -> None:
     refused = refusal(call, "config.put", key=key, value=1)
     assert (refused.status, refused.code) == (422, "reserved_name")
+
+
+# -- history -----------------------------------------------------------------------------------------
+
+
+def test_history_says_who_set_what_and_why(call: Door) -> None:
+    call("config.put", key="a", value={"x": 1}, reason="first")
+    call("config.put", key="a", value=2)
+    call("config.delete", key="a", reason="not needed")
+    items = call("config.history", key="a")["items"]
+    assert [(item["revision"], item["change"], item.get("value"), item["reason"]) for item in items] == [
+        (3, "deleted", None, "not needed"), (2, "put", 2, None), (1, "put", {"x": 1}, "first"),
+    ]  # fmt: skip
+    assert {item["changed_by"] for item in items} == {"developer"}
+    assert [item["position"] for item in items] == [3, 2, 1]
+    assert call("config.history", key="never")["items"] == []
+
+
+def test_history_comes_a_page_at_a_time(call: Door) -> None:
+    for n in range(5):
+        call("config.put", key="a", value=n)
+    page = call("config.history", key="a", limit=3)
+    rest = call("config.history", key="a", limit=3, cursor=page["next_cursor"])
+    assert [item["value"] for item in page["items"] + rest["items"]] == [4, 3, 2, 1, 0]
+    assert rest["next_cursor"] is None
+
+
+def test_a_rollback_is_a_new_revision(call: Door) -> None:
+    call("config.put", key="a", value={"x": 1})
+    call("config.put", key="a", value=2)
+    back = call("config.rollback", key="a", revision=1, expected_revision=2, reason="2 was wrong")
+    assert back["revision"] == 3
+    assert "value" not in back.value
+    assert call("config.get", key="a")["value"] == {"x": 1}
+    last = call("config.history", key="a")["items"][0]
+    assert (last["change"], last["to_revision"], last["reason"]) == ("rolled_back", 1, "2 was wrong")
+    call("config.put", key="a", value=4)
+    call("config.rollback", key="a", revision=3)  # to a rollback
+    assert call("config.get", key="a")["value"] == {"x": 1}
+
+
+def test_a_rollback_brings_a_deleted_key_back(call: Door) -> None:
+    call("config.put", key="a", value="here")
+    call("config.delete", key="a")
+    call("config.rollback", key="a", revision=1, expected_revision=0)
+    assert call("config.get", key="a").value["value"] == "here"
+    assert call("config.get", key="a")["revision"] == 3
+
+
+def test_a_rollback_to_what_there_was_not_is_refused(call: Door) -> None:
+    assert refusal(call, "config.rollback", key="a", revision=1).code == "revision_not_found"
+    call("config.put", key="a", value=1)
+    call("config.delete", key="a")
+    for revision, code in (
+        (0, "revision_not_found"),
+        (3, "revision_not_found"),
+        (2, "revision_without_value"),
+    ):
+        assert refusal(call, "config.rollback", key="a", revision=revision).code == code
+    refused = refusal(call, "config.rollback", key="a", revision=1, expected_revision=2)
+    assert (refused.code, refused.problem["actual"]) == ("wrong_expected_revision", 0)
+    assert len(call("config.history", key="a")["items"]) == 2
+
+
+def prune(served: Served) -> int:
+    from config.services.upkeep import prune
+    from core.database import pool
+
+    found: int = served.do(prune(0, pool))
+    return found
+
+
+def test_what_is_pruned_is_gone_but_what_is_set_stays(lane: Lane, served: Served) -> None:
+    for n in range(3):
+        lane("config.put", key="a", value=n)
+    lane("events.append", stream_id="s", event_type="t", data={})
+    assert prune(served) >= 3
+    refused = refusal(lane, "config.rollback", key="a", revision=1)
+    assert (refused.status, refused.code) == (410, "revision_pruned")
+    assert lane("config.get", key="a").value["value"] == 2
+    assert lane("config.put", key="a", value=3, expected_revision=3)["revision"] == 4
+    assert [item["revision"] for item in lane("config.history", key="a")["items"]] == [4]
+    answer = httpx.get(address(lane, from_position=2), headers={"Syros-Namespace": lane.namespace})
+    assert (answer.status_code, answer.json()["code"]) == (410, "position_pruned")
+
+
+# -- learning of changes -----------------------------------------------------------------------------
+
+
+def test_a_reader_waits_for_the_next_revision(waiting: Door, later: Any) -> None:
+    waiting("config.put", key="a", value=1)
+    reader = later(waiting, "config.get", key="a", wait_seconds=30, from_revision=2)
+    time.sleep(0.2)
+    assert not reader.done()
+    waiting("config.put", key="b", value="another")
+    waiting("config.put", key="a", value=2)
+    state = reader.result(5)
+    assert (state["value"], state["revision"]) == (2, 2)
+
+
+def test_a_reader_who_waits_for_what_is_there_already_is_answered_at_once(waiting: Door) -> None:
+    waiting("config.put", key="a", value=1)
+    started = time.monotonic()
+    assert waiting("config.get", key="a", wait_seconds=30, from_revision=1)["value"] == 1
+    assert time.monotonic() - started < 10
+
+
+def test_a_reader_who_waited_in_vain_is_told_what_is(waiting: Door) -> None:
+    waiting("config.put", key="a", value=1)
+    assert waiting("config.get", key="a", wait_seconds=0.2, from_revision=2)["revision"] == 1
+    refused = refusal(waiting, "config.get", key="b", wait_seconds=0.2, from_revision=1)
+    assert (refused.code, refused.problem["revision"]) == ("config_not_found", 0)
+
+
+def test_a_reader_hears_of_a_deletion(waiting: Door, later: Any) -> None:
+    waiting("config.put", key="a", value=1)
+    reader = later(refusal, waiting, "config.get", key="a", wait_seconds=30, from_revision=2)
+    time.sleep(0.1)
+    waiting("config.delete", key="a")
+    refused = reader.result(5)
+    assert (refused.code, refused.problem["revision"]) == ("config_not_found", 2)
+
+
+def address(lane: Lane, **query: Any) -> str:
+    return str(httpx.URL(f"http://127.0.0.1:{lane.served.port}/api/v1/config/watch", params=query))
+
+
+def watch(lane: Lane, **query: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a watcher is told, over server-sent events."""
+    headers = {"Syros-Namespace": lane.namespace}
+    with httpx.stream("GET", address(lane, **query), headers=headers, timeout=20) as response:
+        kind = ""
+        for line in response.iter_lines():
+            name, _, value = line.partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                yield kind, json.loads(value)
+
+
+def test_a_watcher_is_told_what_was_and_what_comes(lane: Lane) -> None:
+    lane("config.put", key="app/a", value=1)
+    lane("config.put", key="other", value=1)
+    lane("config.put", key="app/b", value=2, reason="why not")
+    with closing(watch(lane, prefix="app/", from_position=1)) as items:
+        assert next(items) == ("heartbeat", {"position": 0})
+        assert [next(items)[1]["key"] for _ in range(2)] == ["app/a", "app/b"]
+        lane("config.put", key="other", value=2)
+        lane("config.delete", key="app/a", reason="gone")
+        kind, change = next(items)
+    assert kind == "change"
+    assert change.pop("changed_at")
+    assert change == {
+        "key": "app/a", "revision": 2, "position": 5, "change": "deleted", "value": None, "to_revision": None,
+        "reason": "gone", "changed_by": "developer",
+    }  # fmt: skip
+
+
+def test_a_page_and_then_a_watch_miss_nothing(lane: Lane) -> None:
+    lane("config.put", key="a", value=1)
+    position = lane("config.find")["position"]
+    lane("config.put", key="a", value=2)
+    with closing(watch(lane, from_position=position + 1)) as items:
+        next(items)
+        assert next(items)[1]["value"] == 2
+
+
+def test_a_watch_over_websocket(lane: Lane, served: Served) -> None:
+    with opened(served, lane.namespace) as peer:
+        first = peer.ask("config.watch", "w", prefix="app/")
+        assert first == {"id": "w", "subscribed": True, "position": 0}
+        lane("config.put", key="app/a", value={"x": [1]})
+        told = peer.hear()
+    assert (told["id"], told["change"]["key"], told["change"]["value"]) == ("w", "app/a", {"x": [1]})
+
+
+def test_a_watch_over_grpc(lane: Lane, served: Served) -> None:
+    lane("config.put", key="app/a", value={"x": [1]})
+    items = channel(served).unary_stream(
+        "/syros.v1.ConfigService/Watch",
+        response_deserializer=messages()["ConfigServiceWatchResponse"].FromString,
+    )(
+        messages()["ConfigServiceWatchRequest"](from_position=1).SerializeToString(),
+        metadata=[("syros-namespace", lane.namespace)], timeout=20,
+    )  # fmt: skip
+    assert next(items).heartbeat.position == 0
+    assert next(items).change.key == "app/a"
+    items.cancel()
