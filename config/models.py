@@ -1,5 +1,7 @@
 """The tables of configuration: keys and what they are set to now. What they were is in their streams."""
 
+from typing import ClassVar
+
 from django.db import models
 
 from core.models import Aggregate, JSONTextField
@@ -21,3 +23,21 @@ class Entry(Aggregate):
     @property
     def stream(self) -> str:
         return f"$config:{self.name}"
+
+
+class Schema(Aggregate):
+    """The JSON Schema of the keys at and under a prefix."""
+
+    # Every change of a key reads those above it, and must not wait for others that do. Two who change the same one
+    # meet at the version of its stream: the second breaks there, and its batch runs again.
+    engine_locks: ClassVar[bool] = False
+
+    version = models.BigIntegerField(default=0)
+    is_set = models.BooleanField(default=False)
+    json_schema = JSONTextField(null=True)
+    changed_at = models.DateTimeField()
+    changed_by = models.TextField()
+
+    @property
+    def stream(self) -> str:
+        return f"$config-schema:{self.name}"

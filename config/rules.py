@@ -1,25 +1,28 @@
 """What may become of a key. Pure."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from config import fitting
 from config.errors import (
     ConfigNotFound,
     RevisionNotFound,
     RevisionPruned,
     RevisionWithoutValue,
+    ValueDoesNotFit,
     WrongExpectedRevision,
 )
-from config.models import Entry
+from config.models import Entry, Schema
 from core.encoding import decode
 from core.log import Entry as Written
 
 
-def revision_of(entry: Entry | None) -> int:
+def revision_of(entry: Entry | Schema | None) -> int:
     """The revision that a writer has to expect: 0 of a key that is not set."""
     return entry.version if entry and entry.is_set else 0
 
 
-def check_revision(key: str, expected: int | None, entry: Entry | None) -> None:
+def check_revision(key: str, expected: int | None, entry: Entry | Schema | None) -> None:
     """Raises: WrongExpectedRevision."""
     actual = revision_of(entry)
     if expected is not None and expected != actual:
@@ -57,3 +60,26 @@ def value_at(key: str, revision: int, written: Written | None) -> dict[str, Any]
     if "value" not in data:
         raise RevisionWithoutValue(key=key, revision=revision)
     return data
+
+
+def prefixes(key: str) -> list[str]:
+    """The prefixes whose schemas a key could have, the longest first: itself, and what stands before each slash."""
+    parts = key.split("/")
+    return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
+def schema_of(key: str, schemas: Iterable[str]) -> str | None:
+    """The longest of these prefixes that is above a key."""
+    known = set(schemas)
+    return next((prefix for prefix in prefixes(key) if prefix in known), None)
+
+
+def check_value(key: str, value: str, schema: Schema | None, pointer: str, *, hidden: bool) -> None:
+    """Raises: ValueDoesNotFit, naming each place below `pointer`."""
+    if schema is None or schema.json_schema is None:
+        return
+    problems = fitting.problems_of(schema.json_schema, value, pointer, hidden=hidden)
+    if problems:
+        error = ValueDoesNotFit(problems, f"{key} does not fit the schema of {schema.name}.")
+        error.extra |= {"prefix": schema.name, "schema_revision": schema.version}
+        raise error

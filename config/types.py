@@ -23,6 +23,7 @@ def check_verb(key: str) -> str:
 
 
 Key = Annotated[Name, not_reserved("config"), AfterValidator(check_verb)]
+SchemaPrefix = Annotated[Name, not_reserved("config-schemas"), AfterValidator(check_verb)]
 Revision = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
 
 
@@ -94,3 +95,53 @@ class ConfigChanged:
 
     change: ConfigRevision | None = None
     heartbeat: Heartbeat | None = None
+
+
+@dataclass(slots=True)
+class SchemaChange:
+    """A change of a schema. `violations`: keys that are set to what does not fit it, where it was forced."""
+
+    prefix: str
+    revision: int
+    position: int
+    violations: list[str]
+    changed_at: datetime
+
+
+@dataclass(slots=True)
+class SchemaState:
+    """The JSON Schema of the keys at and under a prefix."""
+
+    prefix: str
+    json_schema: Any
+    revision: int
+    changed_at: datetime
+    changed_by: str
+
+
+@dataclass(slots=True)
+class Schemas:
+    items: list[SchemaState]
+    next_cursor: str | None
+
+
+@dataclass(slots=True)
+class SchemaRevision:
+    """What a schema was, who made it so and why. `change`: `put` or `deleted`."""
+
+    prefix: str
+    revision: int
+    position: int
+    change: str
+    json_schema: Any
+    reason: str | None
+    changed_at: datetime
+    changed_by: str
+
+
+@dataclass(slots=True)
+class SchemaHistory:
+    """Revisions of a schema, the newest first."""
+
+    items: list[SchemaRevision]
+    next_cursor: str | None

@@ -296,3 +296,82 @@ def test_a_watch_over_grpc(lane: Lane, served: Served) -> None:
     assert next(items).heartbeat.position == 0
     assert next(items).change.key == "app/a"
     items.cancel()
+
+
+# -- schemas -----------------------------------------------------------------------------------------
+
+PORT = {"type": "object", "properties": {"port": {"type": "integer"}}, "required": ["port"]}
+
+
+def test_a_value_that_does_not_fit_its_schema_is_refused_by_place(call: Door) -> None:
+    assert call("config.put_schema", prefix="app", json_schema=PORT)["revision"] == 1
+    refused = refusal(call, "config.put", key="app/db", value={"port": "x"})
+    assert (refused.status, refused.code, refused.problem["prefix"]) == (422, "value_does_not_fit", "app")
+    assert [error["pointer"] for error in refused.problem["errors"]] == ["/value/port"]
+    assert refusal(call, "config.put", key="app", value={}).code == "value_does_not_fit"
+    assert refusal(call, "config.get", key="app/db").code == "config_not_found"
+    assert call("config.put", key="app/db", value={"port": 1})["revision"] == 1
+    assert call("config.put", key="apple", value="free")["revision"] == 1
+
+
+def test_the_longest_prefix_has_the_say(call: Door) -> None:
+    call("config.put_schema", prefix="app", json_schema={"type": "integer"})
+    call("config.put_schema", prefix="app/names", json_schema={"type": "string"})
+    call("config.put", key="app/names/a", value="text")
+    call("config.put", key="app/numbers", value=1)
+    assert refusal(call, "config.put", key="app/names/a", value=1).problem["prefix"] == "app/names"
+    call("config.delete_schema", prefix="app/names", reason="not needed")
+    assert refusal(call, "config.put", key="app/names/a", value="x").problem["prefix"] == "app"
+    call("config.delete_schema", prefix="app")
+    call("config.put", key="app/names/a", value=None)
+    assert refusal(call, "config.delete_schema", prefix="app").code == "schema_not_found"
+
+
+def test_a_schema_that_present_values_violate_is_refused_unless_forced(call: Door) -> None:
+    for key, value in (("app/a", 1), ("app/b", "x"), ("app/own/c", "x"), ("app", "y"), ("apple", "z")):
+        call("config.put", key=key, value=value)
+    call("config.put", key="app/gone", value="x")
+    call("config.delete", key="app/gone")
+    call("config.put_schema", prefix="app/own", json_schema={"type": "string"})
+    refused = refusal(call, "config.put_schema", prefix="app", json_schema={"type": "integer"})
+    assert (refused.status, refused.code) == (409, "values_do_not_fit")
+    assert (refused.problem["keys"], refused.problem["count"]) == (["app", "app/b"], 2)
+    assert refusal(call, "config.get_schema", prefix="app").code == "schema_not_found"
+    forced = call("config.put_schema", prefix="app", json_schema={"type": "integer"}, force=True)
+    assert forced["violations"] == ["app", "app/b"]
+    assert refusal(call, "config.put", key="app/b", value="x").code == "value_does_not_fit"
+
+
+def test_a_rollback_fits_the_schema_too_and_tells_nothing_of_the_value(call: Door) -> None:
+    call("config.put", key="a", value={"password": "hunter2"})
+    call("config.put", key="a", value=1)
+    call("config.put_schema", prefix="a", json_schema={"type": "integer"})
+    refused = refusal(call, "config.rollback", key="a", revision=1)
+    assert (refused.code, refused.problem["errors"][0]["pointer"]) == ("value_does_not_fit", "/revision")
+    assert "hunter2" not in str(refused.problem)
+    assert call("config.get", key="a")["revision"] == 2
+
+
+def test_schemas_have_revisions_and_history(call: Door) -> None:
+    call("config.put_schema", prefix="app", json_schema={}, expected_revision=0, reason="first")
+    call("config.put_schema", prefix="app", json_schema=PORT, expected_revision=1)
+    refused = refusal(call, "config.put_schema", prefix="app", json_schema={}, expected_revision=1)
+    assert (refused.code, refused.problem["actual"]) == ("wrong_expected_revision", 2)
+    state = call("config.get_schema", prefix="app").value
+    assert (state["json_schema"], state["revision"], state["changed_by"]) == (PORT, 2, "developer")
+    assert [item["prefix"] for item in call("config.find_schemas")["items"]] == ["app"]
+    items = call("config.schema_history", prefix="app")["items"]
+    assert [(item["revision"], item["change"], item.get("reason")) for item in items] == [
+        (2, "put", None), (1, "put", "first"),
+    ]  # fmt: skip
+
+
+def test_what_is_no_schema_is_refused_by_place(call: Door) -> None:
+    bad = {"type": "objekt", "properties": {"a": {"minimum": "x"}}}
+    refused = refusal(call, "config.put_schema", prefix="app", json_schema=bad)
+    assert {error["pointer"] for error in refused.problem["errors"]} == {
+        "/json_schema/type", "/json_schema/properties/a/minimum",
+    }  # fmt: skip
+    large = {"description": "x" * (64 << 10)}
+    refused = refusal(call, "config.put_schema", prefix="app", json_schema=large)
+    assert [error["pointer"] for error in refused.problem["errors"]] == ["/json_schema"]

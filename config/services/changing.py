@@ -6,7 +6,7 @@ from typing import Any
 from orjson import Fragment
 
 from config import rules
-from config.models import Entry
+from config.models import Entry, Schema
 from config.types import ConfigChange, Key, Revision
 from core.batch import Transaction
 from core.encoding import encode
@@ -19,7 +19,11 @@ def touches(params: dict[str, Any]) -> Sequence[tuple[type[Any], str]]:
     return ((Entry, params["key"]),)
 
 
-@command("PUT config/{key}", name="config.put", returns=ConfigChange, hot=True, touches=touches)
+def touches_schemas(params: dict[str, Any]) -> Sequence[tuple[type[Any], str]]:
+    return (*touches(params), *((Schema, prefix) for prefix in rules.prefixes(params["key"])))
+
+
+@command("PUT config/{key}", name="config.put", returns=ConfigChange, hot=True, touches=touches_schemas)
 def put(
     tx: Transaction,
     *,
@@ -33,10 +37,11 @@ def put(
     `expected_revision` sets it only if it is still at that revision; 0: only if it is not set. `reason` stands in its
     history.
 
-    Errors: `wrong_expected_revision` (409, with expected and actual).
+    Errors: `wrong_expected_revision` (409, with expected and actual), `value_does_not_fit` (422, naming each place).
     """
     entry = tx.get(Entry, key)
     rules.check_revision(key, expected_revision, entry)
+    rules.check_value(key, value, schema_of(tx, key), "/value", hidden=False)
     entry = entry or tx.add(Entry, key)
     set_to(entry, value)
     return changed(tx, entry, "config.put", {"value": Fragment(value)}, reason)
@@ -57,7 +62,7 @@ def delete(
     return changed(tx, entry, "config.deleted", {}, reason)
 
 
-@command("POST config/{key}/rollback", name="config.rollback", returns=ConfigChange, touches=touches)
+@command("POST config/{key}/rollback", name="config.rollback", returns=ConfigChange, touches=touches_schemas)
 def rollback(
     tx: Transaction,
     *,
@@ -70,17 +75,25 @@ def rollback(
     see the value for it.
 
     Errors: `revision_not_found` (404), `revision_pruned` (410), `revision_without_value` (409: it was deleted there),
-    `wrong_expected_revision` (409).
+    `wrong_expected_revision` (409), `value_does_not_fit` (422: the schema has changed since).
     """
     entry = tx.get(Entry, key)
     rules.check_revision(key, expected_revision, entry)
     entry = rules.reached(key, revision, entry)
     earlier = rules.value_at(key, revision, tx.recorded(entry.stream, revision))
     value = encode(earlier["value"]).decode()
+    rules.check_value(key, value, schema_of(tx, key), "/revision", hidden=True)
     set_to(entry, value)
     return changed(
         tx, entry, "config.rolled_back", {"value": Fragment(value), "to_revision": revision}, reason
     )
+
+
+def schema_of(tx: Transaction, key: str) -> Schema | None:
+    """The schema that a key's values have to fit."""
+    tx.load(*((Schema, tx.address(prefix)) for prefix in rules.prefixes(key)))
+    found = (tx.get(Schema, prefix) for prefix in rules.prefixes(key))
+    return next((schema for schema in found if schema and schema.is_set), None)
 
 
 def set_to(entry: Entry, value: str) -> None:
@@ -91,7 +104,13 @@ def changed(
     tx: Transaction, entry: Entry, kind: str, data: dict[str, Any], reason: str | None
 ) -> Callable[[], ConfigChange]:
     """Write a change down; the answer holds its position, which the commit gives."""
-    entry.changed_at, entry.changed_by = tx.now, tx.call.caller.principal
-    said = {} if reason is None else {"reason": reason}
-    written: Written = tx.emit(entry, kind, {**data, **said})
+    written = note(tx, entry, kind, data, reason)
     return lambda: ConfigChange(entry.name, written.version, written.position, written.recorded_at)
+
+
+def note(
+    tx: Transaction, source: Entry | Schema, kind: str, data: dict[str, Any], reason: str | None
+) -> Written:
+    source.changed_at, source.changed_by = tx.now, tx.call.caller.principal
+    said = {} if reason is None else {"reason": reason}
+    return tx.emit(source, kind, {**data, **said})
