@@ -37,3 +37,31 @@ class ValuesDoNotFit(Conflict):
 
 class TooManyValues(Conflict):
     """More values are set under this prefix than are looked at for one schema; `force` stores it unseen."""
+
+
+class NoSealingKey(Conflict):
+    """Secrets cannot be sealed here: the operator has to set SYROS_CONFIG_KEYS."""
+
+
+class UnknownSealingKey(Conflict):
+    """The secret was sealed by a key that is not among SYROS_CONFIG_KEYS."""
+
+
+class RolloutUnderWay(Conflict):
+    """A rollout of this key is under way: finish or abort it first."""
+
+
+class NoRollout(Conflict):
+    """No rollout of this key is under way."""
+
+
+class NothingToRollOutFrom(Conflict):
+    """The key is not set, so there is no value for the other instances."""
+
+
+class RolloutNarrowed(Conflict):
+    """A rollout only widens: no instance that has the new value loses it, but by aborting."""
+
+
+class ReadOnlyConfig(Conflict):
+    """This key follows another store, which has the say: change it there."""

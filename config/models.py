@@ -14,6 +14,13 @@ class Entry(Aggregate):
     version = models.BigIntegerField(default=0)
     is_set = models.BooleanField(default=False)
     value = JSONTextField(null=True)
+    sealed = models.BigIntegerField(null=True)  # of a secret: the revision under which its value is sealed
+    # While a rollout is under way: what some instances get instead.
+    percentage = models.FloatField(null=True)
+    salt = models.TextField(null=True)
+    next_value = JSONTextField(null=True)
+    next_sealed = models.BigIntegerField(null=True)
+    source = models.TextField(null=True)  # the store that it follows, which alone changes it
     changed_at = models.DateTimeField()
     changed_by = models.TextField()
 
@@ -23,6 +30,14 @@ class Entry(Aggregate):
     @property
     def stream(self) -> str:
         return f"$config:{self.name}"
+
+
+class Sealed(Aggregate):
+    """A secret value, `namespace/key#revision`. Not in the log, which never changes: keys rotate."""
+
+    engine_locks: ClassVar[bool] = False  # made once, under the lock of its key
+
+    token = models.TextField()
 
 
 class Schema(Aggregate):

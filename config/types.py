@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from core.following import Heartbeat
 from core.operations import not_reserved
-from core.types import MAX_NUMBER, Cursor, Name
+from core.types import MAX_NUMBER, Cursor, Name, Text
 
 # A path that ends so means something about the key before it.
-VERBS = frozenset({"history", "rollback"})
+VERBS = frozenset({"history", "rollback", "reveal", "widen", "finish", "abort"})
 
 
 def check_verb(key: str) -> str:
@@ -46,13 +46,40 @@ class ConfigChange:
     changed_at: datetime
 
 
+Percentage = Annotated[float, Field(ge=0.01, le=100)]
+InstanceName = Annotated[Text, Field(description="an instance of a service, as it calls itself")]
+
+
+class NewRollout(BaseModel):
+    """Give a value to a share of the instances. `salt` decides to which; unless said, another share each time."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    percentage: Percentage
+    salt: Text | None = None
+
+
+@dataclass(slots=True)
+class Rollout:
+    """The value that some instances get, `percentage` of them (0.01 to 100). Of a secret the value is not told."""
+
+    percentage: float
+    salt: str
+    value: Any
+    secret: bool
+
+
 @dataclass(slots=True)
 class ConfigState:
-    """What a key is set to."""
+    """What a key is set to. Of a secret the value is not told: see config.reveal. `is_next`: it is the value of the
+    rollout that is under way. `source`: the store that the key follows."""
 
     key: str
     value: Any
+    secret: bool
     revision: int
+    is_next: bool
+    rollout: Rollout | None
+    source: str | None
     changed_at: datetime
     changed_by: str
 
@@ -68,13 +95,16 @@ class ConfigPage:
 
 @dataclass(slots=True)
 class ConfigRevision:
-    """What a key was set to, by whom and why. `change`: `put`, `deleted` or `rolled_back`."""
+    """What a key was set to, by whom and why. `change`: `put`, `deleted`, `rolled_back`, `rollout_started`,
+    `rollout_widened`, `rollout_finished` or `rollout_aborted`."""
 
     key: str
     revision: int
     position: int
     change: str
     value: Any
+    secret: bool
+    rollout: Rollout | None
     to_revision: int | None
     reason: str | None
     changed_at: datetime
@@ -145,3 +175,12 @@ class SchemaHistory:
 
     items: list[SchemaRevision]
     next_cursor: str | None
+
+
+@dataclass(slots=True)
+class Revealed:
+    """What a secret is. A replay by Idempotency-Key answers without the value."""
+
+    key: str
+    value: Any
+    revision: int

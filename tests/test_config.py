@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from django.core.management import call_command
 
 from api.messages import messages
 from tests.doors import Door, Lane, Refused, Served
@@ -261,8 +262,8 @@ def test_a_watcher_is_told_what_was_and_what_comes(lane: Lane) -> None:
     assert kind == "change"
     assert change.pop("changed_at")
     assert change == {
-        "key": "app/a", "revision": 2, "position": 5, "change": "deleted", "value": None, "to_revision": None,
-        "reason": "gone", "changed_by": "developer",
+        "key": "app/a", "revision": 2, "position": 5, "change": "deleted", "value": None, "secret": False,
+        "rollout": None, "to_revision": None, "reason": "gone", "changed_by": "developer",
     }  # fmt: skip
 
 
@@ -375,3 +376,173 @@ def test_what_is_no_schema_is_refused_by_place(call: Door) -> None:
     large = {"description": "x" * (64 << 10)}
     refused = refusal(call, "config.put_schema", prefix="app", json_schema=large)
     assert [error["pointer"] for error in refused.problem["errors"]] == ["/json_schema"]
+
+
+# -- secrets -----------------------------------------------------------------------------------------
+
+HIDDEN = "hunter2-hunter2"
+
+
+def stored() -> str:
+    """Everything that the database holds, as text."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        tables = connection.introspection.table_names(cursor)
+        found = []
+        for table in tables:
+            cursor.execute(f"select coalesce(string_agg(t::text, chr(10)), '') from \"{table}\" t")
+            found.append(cursor.fetchone()[0])
+    return "\n".join(found)
+
+
+def test_a_secret_is_told_to_who_asks_for_it_and_nowhere_else(call: Door) -> None:
+    hidden = f"{HIDDEN}-{call.namespace}"
+    call("config.put", key="a", value={"password": hidden}, secret=True, _={"key": "k1"})
+    call("config.put", key="a", value={"password": hidden})  # still one
+    assert (call("config.get", key="a")["secret"], call("config.get", key="a").value.get("value")) == (
+        True,
+        None,
+    )
+    for operation, params in (("config.find", {}), ("config.history", {"key": "a"})):
+        answer = call(operation, **params).value
+        assert answer["items"][0]["secret"] is True
+        assert hidden not in str(answer)
+    told = call("config.reveal", key="a", reason="to look", _={"key": "k2"})
+    assert (told["value"], told["revision"]) == ({"password": hidden}, 2)
+    assert hidden not in stored()
+    (event,) = call("events.read", stream_id="$config-reveals")["events"]
+    assert (event["event_type"], event["data"]) == (
+        "config.revealed", {"key": "a", "revision": 2, "reason": "to look"},
+    )  # fmt: skip
+
+
+def test_a_secret_becomes_public_only_by_saying_so(call: Door) -> None:
+    call("config.put", key="a", value="x", secret=True)
+    call("config.put", key="a", value="y", secret=False)
+    assert call("config.get", key="a").value["value"] == "y"
+    assert [item["secret"] for item in call("config.history", key="a")["items"]] == [False, True]
+
+
+def test_a_secret_is_rolled_back_without_being_shown(call: Door) -> None:
+    for n in (1, 2):
+        call("config.put", key="a", value=f"{HIDDEN}{n}", secret=True)
+    call("config.delete", key="a")
+    assert HIDDEN not in str(call("config.rollback", key="a", revision=1).value)
+    assert call("config.get", key="a")["secret"] is True
+    assert call("config.reveal", key="a")["value"] == f"{HIDDEN}1"
+
+
+def test_a_secret_that_does_not_fit_is_not_told_in_the_refusal(call: Door) -> None:
+    call(
+        "config.put_schema",
+        prefix="a",
+        json_schema={"type": "object", "properties": {"n": {"type": "integer"}}},
+    )
+    refused = refusal(call, "config.put", key="a", value={"n": HIDDEN}, secret=True)
+    assert [error["pointer"] for error in refused.problem["errors"]] == ["/value/n"]
+    assert HIDDEN not in str(refused.problem)
+    call("config.put", key="a", value={"n": 1}, secret=True)
+    refused = refusal(call, "config.put_schema", prefix="a", json_schema={"type": "string"})
+    assert (refused.code, refused.problem["keys"]) == ("values_do_not_fit", ["a"])
+
+
+def test_without_a_key_secrets_are_refused(call: Door, settings: Any) -> None:
+    settings.CONFIG_KEYS = []
+    refused = refusal(call, "config.put", key="a", value=HIDDEN, secret=True)
+    assert (refused.status, refused.code) == (409, "no_sealing_key")
+    assert "SYROS_CONFIG_KEYS" in refused.problem["detail"]
+    assert refusal(call, "config.get", key="a").code == "config_not_found"
+
+
+def test_keys_rotate(lane: Lane, settings: Any) -> None:
+    first, second = bytes(range(32)), bytes(32)
+    before = settings.CONFIG_KEYS
+    settings.CONFIG_KEYS = [first]
+    for n in range(3):
+        lane("config.put", key="a", value=f"{HIDDEN}{n}", secret=True)
+    settings.CONFIG_KEYS = [second]
+    assert refusal(lane, "config.reveal", key="a").code == "unknown_sealing_key"
+    settings.CONFIG_KEYS = [second, first, *before]
+    assert lane("config.reveal", key="a")["value"] == f"{HIDDEN}2"
+    call_command("reseal_config")
+    settings.CONFIG_KEYS = [second]
+    assert lane("config.reveal", key="a")["value"] == f"{HIDDEN}2"
+    lane("config.rollback", key="a", revision=1)
+    assert lane("config.reveal", key="a")["value"] == f"{HIDDEN}0"
+    settings.CONFIG_KEYS = [*before, second]
+    call_command("reseal_config")
+
+
+def test_a_pruned_secret_is_gone_and_the_one_that_is_set_stays(lane: Lane, served: Served) -> None:
+    for n in range(3):
+        lane("config.put", key="a", value=n, secret=True)
+    lane("events.append", stream_id="s", event_type="t", data={})
+    prune(served)
+    from config.models import Sealed
+
+    kept = Sealed.objects.filter(id__startswith=f"{lane.namespace}/").values_list("id", flat=True)
+    assert list(kept) == [f"{lane.namespace}/a#3"]
+    assert lane("config.reveal", key="a")["value"] == 2
+
+
+# -- rollouts ----------------------------------------------------------------------------------------
+
+INSTANCES = [f"web-{n}" for n in range(100)]
+
+
+def having(call: Door, value: Any) -> set[str]:
+    return {name for name in INSTANCES if call("config.get", key="a", instance_id=name)["value"] == value}
+
+
+def test_a_rollout_widens_and_is_finished(lane: Lane) -> None:
+    lane("config.put", key="a", value="old")
+    lane("config.put", key="a", value="new", rollout={"percentage": 20})
+    state = lane("config.get", key="a").value
+    assert (state["value"], state["is_next"], state["revision"]) == ("old", False, 2)
+    assert state["rollout"] == {"percentage": 20, "salt": "a#2", "value": "new", "secret": False}
+    few = having(lane, "new")
+    assert 5 < len(few) < 40
+    assert lane("config.widen", key="a", percentage=60, expected_revision=2)["revision"] == 3
+    more = having(lane, "new")
+    assert few < more
+    lane("config.finish", key="a", reason="all well")
+    assert having(lane, "new") == set(INSTANCES)
+    assert lane("config.get", key="a").value["rollout"] is None
+    assert [item["change"] for item in lane("config.history", key="a")["items"]] == [
+        "rollout_finished", "rollout_widened", "rollout_started", "put",
+    ]  # fmt: skip
+
+
+def test_a_rollout_is_aborted(call: Door) -> None:
+    call("config.put", key="a", value="old")
+    call("config.put", key="a", value="new", rollout={"percentage": 100.0, "salt": "s"})
+    assert call("config.get", key="a", instance_id="web-1").value["value"] == "new"
+    call("config.abort", key="a", reason="errors")
+    assert call("config.get", key="a", instance_id="web-1").value["value"] == "old"
+    assert refusal(call, "config.abort", key="a").code == "no_rollout"
+    call("config.rollback", key="a", revision=2)  # what there was for all then
+    assert call("config.get", key="a").value["value"] == "old"
+
+
+def test_what_makes_no_rollout_is_refused(call: Door) -> None:
+    part = {"percentage": 10.0}
+    assert refusal(call, "config.put", key="a", value=1, rollout=part).code == "nothing_to_roll_out_from"
+    call("config.put", key="a", value=1)
+    call("config.put", key="a", value=2, rollout=part)
+    assert refusal(call, "config.put", key="a", value=3, rollout=part).code == "rollout_under_way"
+    assert refusal(call, "config.widen", key="a", percentage=9.5).code == "rollout_narrowed"
+    assert refusal(call, "config.finish", key="a", expected_revision=1).code == "wrong_expected_revision"
+    refused = refusal(call, "config.put", key="a", value=3, rollout={"percentage": 0.0})
+    assert [error["pointer"] for error in refused.problem["errors"]] == ["/rollout/percentage"]
+    assert call("config.get", key="a")["revision"] == 2
+
+
+def test_a_secret_is_rolled_out(call: Door) -> None:
+    call("config.put", key="a", value="old", secret=True)
+    call("config.put", key="a", value=HIDDEN, rollout={"percentage": 100.0})
+    assert HIDDEN not in str(call("config.get", key="a", instance_id="x").value)
+    assert call("config.reveal", key="a")["value"] == "old"
+    assert call("config.reveal", key="a", instance_id="x")["value"] == HIDDEN
+    call("config.finish", key="a")
+    assert call("config.reveal", key="a")["value"] == HIDDEN

@@ -8,16 +8,20 @@ from typing import Annotated, Any
 from orjson import Fragment
 from pydantic import Field
 
+from config import rules
 from config.errors import ConfigNotFound
+from config.models import Entry
 from config.types import (
     ConfigChanged,
     ConfigHistory,
     ConfigPage,
     ConfigRevision,
     ConfigState,
+    InstanceName,
     Key,
     Revision,
     RevisionCursor,
+    Rollout,
 )
 from core import following, log
 from core.callers import Call
@@ -30,12 +34,17 @@ from core.types import Cursor, Limit, Position, Prefix, Wait, encode_cursor
 
 STREAMS = "$config:"
 PAGE_BYTES = 4 << 20  # of values in one answer
-STATE = "id, value::text, version, changed_at, changed_by"
+COLUMNS = (
+    "id", "value", "sealed", "percentage", "salt", "next_value", "next_sealed", "source", "version", "changed_at",
+    "changed_by",
+)  # fmt: skip
+STATE = ", ".join(f"{name}::text" if name.endswith("value") else name for name in COLUMNS)
 ONE = f"select {STATE}, is_set from config_entry where id = %s"
+AT = "select version from config_entry where id = %s"
 # The limit stands innermost: a window is looked through before it is cut.
 PAGE = f"""select {STATE}, there from (
     select *, count(*) over () as there, sum(size) over (order by id) - size as before from (
-        select *, coalesce(pg_column_size(value), 0) as size from config_entry
+        select *, coalesce(pg_column_size(value), 0) + coalesce(pg_column_size(next_value), 0) as size from config_entry
         where id >= %s and id < %s and id > %s and is_set order by id limit %s) near
 ) page where before < {PAGE_BYTES} order by id"""
 
@@ -44,8 +53,17 @@ PAGE = f"""select {STATE}, there from (
 
 
 @query("GET config/{key}", name="config.get", returns=ConfigState, hot=True)
-async def get(call: Call, *, key: Key, wait_seconds: Wait = 0.0, from_revision: Revision = 0) -> ConfigState:
-    """What a key is set to: never older than the last change that was acknowledged, by whichever process.
+async def get(
+    call: Call,
+    *,
+    key: Key,
+    wait_seconds: Wait = 0.0,
+    from_revision: Revision = 0,
+    instance_id: InstanceName | None = None,
+) -> ConfigState:
+    """What a key is set to: never older than the last change that was acknowledged, by whichever process. With
+    `instance_id`, what that instance gets while a rollout is under way; without, what there was before. Of a secret the
+    value is not told: see config.reveal.
 
     `wait_seconds` (at most 300) holds the request until the key is at `from_revision` or further: ask for the one after
     that which you have. When the time is over, the answer is what it is then.
@@ -57,8 +75,8 @@ async def get(call: Call, *, key: Key, wait_seconds: Wait = 0.0, from_revision: 
         await reached(call, key, from_revision, wait_seconds)
     found = await rows(ONE, [f"{call.namespace.name}/{key}"])
     if not found or not found[0][-1]:
-        raise ConfigNotFound(f"{key} is not set.", key=key, revision=found[0][2] if found else 0)
-    return state_of(found[0])
+        raise ConfigNotFound(f"{key} is not set.", key=key, revision=found[0][8] if found else 0)
+    return state_of(found[0], instance_id)
 
 
 async def reached(call: Call, key: str, revision: int, seconds: float) -> None:
@@ -73,8 +91,8 @@ async def reached(call: Call, key: str, revision: int, seconds: float) -> None:
     try:
         async with aclosing(items), timeout(seconds):
             await anext(items)  # from here on nothing is missed
-            now = await rows(ONE, [f"{call.namespace.name}/{key}"])
-            at = now[0][2] if now else 0
+            now = await rows(AT, [f"{call.namespace.name}/{key}"])
+            at = now[0][0] if now else 0
             while at < revision:
                 at = (await anext(items)).get("revision", at)
     except TimeoutError:
@@ -96,9 +114,24 @@ async def find(
     return ConfigPage(items, position, encode_cursor(items[-1].key) if log.has_more(found, limit) else None)
 
 
-def state_of(row: Row) -> ConfigState:
-    address, value, revision, changed_at, changed_by, *_ = row
-    return ConfigState(address.partition("/")[2], Fragment(value), revision, changed_at, changed_by)
+def state_of(row: Row, instance: str | None = None) -> ConfigState:
+    entry = Entry(**dict(zip(COLUMNS, row, strict=False)))
+    value, sealed = rules.choice(entry, instance)
+    return ConfigState(
+        entry.name, shown(value), sealed is not None, entry.version, rules.takes_next(entry, instance),
+        rollout_of(entry), entry.source, entry.changed_at, entry.changed_by,
+    )  # fmt: skip
+
+
+def rollout_of(entry: Entry) -> Rollout | None:
+    if entry.percentage is None:
+        return None
+    is_secret = entry.next_sealed is not None
+    return Rollout(entry.percentage, entry.salt or "", shown(entry.next_value), is_secret)
+
+
+def shown(value: str | None) -> Any:
+    return None if value is None else Fragment(value)
 
 
 # -- what was ----------------------------------------------------------------------------------------
@@ -120,8 +153,15 @@ def revision_of(entry: Written) -> ConfigRevision:
     data = decode(entry.data)
     return ConfigRevision(
         entry.stream.removeprefix(STREAMS), entry.version, entry.position, entry.type.removeprefix("config."),
-        data.get("value"), data.get("to_revision"), data.get("reason"), entry.recorded_at, entry.actor,
+        data.get("value"), "sealed" in data, rollout_in(data),
+        data.get("to_revision"), data.get("reason"), entry.recorded_at, entry.actor,
     )  # fmt: skip
+
+
+def rollout_in(data: dict[str, Any]) -> Rollout | None:
+    """The rollout that an event tells of."""
+    found = data.get("rollout")
+    return found and Rollout(found["percentage"], found["salt"], found.get("value"), "sealed" in found)
 
 
 # -- what changes ------------------------------------------------------------------------------------

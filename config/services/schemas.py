@@ -7,10 +7,10 @@ from orjson import Fragment
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from config import fitting, rules
+from config import fitting, rules, sealing
 from config.errors import SchemaNotFound, TooManyValues, ValuesDoNotFit
 from config.models import Entry, Schema
-from config.services.changing import note
+from config.services.changing import note, unsealed
 from config.types import (
     Revision,
     RevisionCursor,
@@ -37,12 +37,14 @@ SCHEMA_BYTES = 64 << 10
 # Values that one schema is held against: in the engine's thread, so others wait for it.
 LOOKED_AT, LOOKED_AT_BYTES = 10_000, 16 << 20
 NAMED = 100  # keys that a refusal names
-VALUES = f"""select substr(id, length($3) + 1), value::text from (
-    select id, value, sum(pg_column_size(value)) over (order by id) as size from config_entry
-    where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set and value is not null
-    order by id limit $2::int) near where size < {LOOKED_AT_BYTES}"""
-COUNT = """select count(*) from config_entry
-    where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set and value is not null"""
+VALUES = f"""select substr(near.id, length($3) + 1), value::text, token from (
+    select e.id, value, token, sum(coalesce(pg_column_size(value), pg_column_size(token))) over (order by e.id) as size
+    from config_entry e left join config_sealed s on s.id = e.id || '#' || e.sealed
+    where (e.id = $1 or e.id > $1 || '/' and e.id < $1 || '0') and is_set
+    order by e.id limit $2::int) near where size < {LOOKED_AT_BYTES}"""
+COUNT = (
+    """select count(*) from config_entry where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set"""
+)
 LONGER = (
     "select substr(id, length($2) + 1) from config_schema where id > $1 || '/' and id < $1 || '0' and is_set"
 )
@@ -137,12 +139,16 @@ def misfits_of(tx: Transaction, prefix: str, json_schema: str, force: bool) -> I
     """
     address, start = tx.address(prefix), tx.address("")
     longer = {name for (name,) in tx.look(LONGER, address, start)}
-    found = dict(tx.look(VALUES, address, str(LOOKED_AT), start))
+    found = {
+        key: sealing.unseal(token, tx.address(key)) if value is None else value
+        for key, value, token in tx.look(VALUES, address, str(LOOKED_AT), start)
+    }
     if not force and tx.look(COUNT, address)[0][0] > len(found):
         raise TooManyValues(prefix=prefix)
     for entry in tx.loaded(Entry):  # what this very batch has made of them
         if entry.namespace == tx.call.namespace.name and prefix in rules.prefixes(entry.name):
-            found[entry.name] = entry.value if entry.is_set else None
+            secret = unsealed(tx, entry.name, entry.sealed) if rules.is_secret(entry) else None  # type: ignore[arg-type]
+            found[entry.name] = secret or entry.value
     for key, value in sorted(found.items()):
         is_its_own = rules.schema_of(key, {prefix, *longer}) == prefix
         if value is not None and is_its_own and not fitting.fits(json_schema, value):

@@ -3,8 +3,11 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from config import fitting, rules
+from config.models import Entry
 from core.encoding import encode
 
 
@@ -61,3 +64,36 @@ def test_schemas_of_older_drafts_and_endless_ones_are_taken() -> None:
 
 def test_a_pattern_takes_linear_time() -> None:
     assert not fitting.fits(text({"pattern": "^(a+)+$"}), text("a" * 50_000 + "b"))
+
+
+def entry_at(percentage: float, salt: str) -> Entry:
+    return Entry(id="n/a", is_set=True, value='"old"', next_value='"new"', percentage=percentage, salt=salt)
+
+
+@given(st.text(), st.text(), st.floats(0.01, 100), st.floats(0.01, 100))
+def test_widening_never_takes_the_new_value_away(salt: str, instance: str, one: float, other: float) -> None:
+    entry = entry_at(min(one, other), salt)
+    had = rules.takes_next(entry, instance)
+    rules.widen(entry, max(one, other))
+    assert rules.takes_next(entry, instance) or not had
+
+
+@given(st.text(), st.text())
+def test_everybody_has_it_at_100_and_nobody_who_is_not_named(salt: str, instance: str) -> None:
+    entry = entry_at(100, salt)
+    assert rules.takes_next(entry, instance)
+    assert not rules.takes_next(entry, None)
+    rules.abort(entry)
+    assert (rules.choice(entry, instance), entry.next_value) == (('"old"', None), None)
+
+
+def test_a_share_is_about_as_large_as_it_says() -> None:
+    counts = [sum(rules.takes_next(entry_at(p, "s"), f"i{n}") for n in range(10_000)) for p in (1, 10, 50)]
+    assert 60 < counts[0] < 140
+    assert 900 < counts[1] < 1100
+    assert 4800 < counts[2] < 5200
+
+
+def test_another_salt_takes_others() -> None:
+    one, two = ({n for n in range(1000) if rules.takes_next(entry_at(20, s), str(n))} for s in ("a", "b"))
+    assert len(one & two) < 100 < len(one)
