@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import fitting, rules
+from config import files, fitting, rules
 from config.models import Entry
 from core.encoding import encode
 
@@ -97,3 +97,61 @@ def test_a_share_is_about_as_large_as_it_says() -> None:
 def test_another_salt_takes_others() -> None:
     one, two = ({n for n in range(1000) if rules.takes_next(entry_at(20, s), str(n))} for s in ("a", "b"))
     assert len(one & two) < 100 < len(one)
+
+
+# -- files -------------------------------------------------------------------------------------------
+
+KEYS = st.text("abcXYZ09_./-", min_size=1, max_size=8)
+PLAIN = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(codec="utf-8"))
+VALUES = st.recursive(
+    PLAIN, lambda of: st.lists(of) | st.dictionaries(st.text("ab c", max_size=3), of), max_leaves=5
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_yaml_says_again_what_it_was_told(values: dict[str, Any]) -> None:
+    values = {key: value for key, value in values.items() if "\x85" not in text(value)}
+    assert files.read(files.write(values, "yaml"), "yaml") == values
+
+
+@given(st.dictionaries(KEYS, VALUES.filter(lambda value: not files.has_null(value)), max_size=4))
+def test_toml_says_again_what_it_was_told(values: dict[str, Any]) -> None:
+    assert files.read(files.write(values, "toml"), "toml") == values
+
+
+@given(st.dictionaries(st.text("ABC_", min_size=1), VALUES, max_size=4))
+def test_lines_say_again_what_they_were_told(values: dict[str, Any]) -> None:
+    assert files.read(files.write(values, "env"), "env") == values
+
+
+def test_lines_of_others_are_read() -> None:
+    lines = "# why\n\nexport URL=db://x?a=b\nPORT=8080\nNAME='a b'\nLIST=[1, \"x\"]\nEMPTY=\n"
+    assert files.read(lines, "env") == {
+        "URL": "db://x?a=b", "PORT": 8080, "NAME": "a b", "LIST": [1, "x"], "EMPTY": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "form"),
+    [("- a\n", "yaml"), ("a: [", "yaml"), ("a =", "toml"), ("no line", "env"), ("a: !!set {b}", "yaml")],
+)
+def test_what_is_no_such_file_is_refused(content: str, form: str) -> None:
+    with pytest.raises(files.BadFile):
+        files.read(content, form)
+
+
+def test_what_a_format_cannot_say_is_refused() -> None:
+    with pytest.raises(files.BadFile, match="a/b"):
+        files.write({"a/b": {"x": [None]}}, "toml")
+    with pytest.raises(files.BadFile, match="a_b"):
+        files.write({"a/b": 1, "a.b": 2}, "env")
+
+
+def test_only_what_differs_is_changed() -> None:
+    present = {"a": files.Present(1, 3), "b": files.Present({"x": 1, "y": 2}, 4), "c": files.Present(1, 5)}
+    wanted = {"a": 2, "b": {"y": 2, "x": 1}, "d": True}
+    assert [step.line(False) for step in files.steps(present, wanted, False)] == ["~ a: 1 -> 2", "+ d: true"]
+    assert [step.line(True) for step in files.steps(present, wanted, True)] == [
+        "~ a: (secret)", "+ d: (secret)", "- c",
+    ]  # fmt: skip
+    assert [step.sign for step in files.steps({"a": files.Present(1, 1)}, {"a": True}, False)] == ["~"]
