@@ -65,3 +65,7 @@ class RolloutNarrowed(Conflict):
 
 class ReadOnlyConfig(Conflict):
     """This key follows another store, which has the say: change it there."""
+
+
+class MirrorMoved(Conflict):
+    """Another process follows that store."""

@@ -47,7 +47,8 @@ def read(text: str, form: str) -> dict[str, Any]:
 
 def write(values: Mapping[str, Any], form: str) -> str:
     """Raises: BadFile."""
-    return WRITE[form](values)
+    text: str = WRITE[form](values)
+    return text
 
 
 def read_env(text: str) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def has_null(value: Any) -> bool:
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=True)
+    return str(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=True))
 
 
 READ: dict[str, Any] = {"yaml": yaml.safe_load, "toml": tomllib.loads, "env": read_env}

@@ -56,3 +56,10 @@ class Schema(Aggregate):
     @property
     def stream(self) -> str:
         return f"$config-schema:{self.name}"
+
+
+class Mirror(Aggregate):
+    """Another store that keys follow, `namespace/source`: how far, and which process does it."""
+
+    revision = models.BigIntegerField()
+    owner = models.TextField(null=True)

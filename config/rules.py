@@ -119,7 +119,7 @@ def settle(entry: Entry, value: str | None, sealed: int | None) -> None:
 
 def unset(entry: Entry) -> None:
     settle(entry, None, None)
-    entry.is_set = False
+    entry.is_set, entry.source = False, None
 
 
 def is_secret(entry: Entry | None) -> bool:

@@ -13,7 +13,7 @@ from core.operations import not_reserved
 from core.types import MAX_NUMBER, Cursor, Name, Text
 
 # A path that ends so means something about the key before it.
-VERBS = frozenset({"history", "rollback", "reveal", "widen", "finish", "abort"})
+VERBS = frozenset({"history", "rollback", "reveal", "widen", "finish", "abort", "adopt"})
 
 
 def check_verb(key: str) -> str:
@@ -96,7 +96,7 @@ class ConfigPage:
 @dataclass(slots=True)
 class ConfigRevision:
     """What a key was set to, by whom and why. `change`: `put`, `deleted`, `rolled_back`, `rollout_started`,
-    `rollout_widened`, `rollout_finished` or `rollout_aborted`."""
+    `rollout_widened`, `rollout_finished`, `rollout_aborted` or `adopted`."""
 
     key: str
     revision: int

@@ -123,6 +123,11 @@ def sealing_keys(text: str) -> list[bytes]:
 CONFIG_KEYS = sealing_keys(env("SYROS_CONFIG_KEYS", "", "config.keys"))
 if DEV and not CONFIG_KEYS:
     CONFIG_KEYS = [bytes.fromhex(kept_secret(VAR / "secrets" / "config"))]
+# A prefix of etcd that is followed as configuration, under another one, in one namespace.
+CONFIG_ETCD_URL = env("CONFIG_ETCD_URL", "", "config.etcd_url")
+CONFIG_ETCD_PREFIX = env("CONFIG_ETCD_PREFIX")
+CONFIG_ETCD_INTO = env("CONFIG_ETCD_INTO", "etcd/")
+CONFIG_ETCD_NAMESPACE = env("CONFIG_ETCD_NAMESPACE", "default")
 QUEUE_LIMIT = envint("SYROS_QUEUE_LIMIT", 10_000)
 IDEMPOTENCY_HOURS = envint("SYROS_IDEMPOTENCY_HOURS", 72)
 LOCK_HISTORY_DAYS = envint("SYROS_LOCK_HISTORY_DAYS", 7)
