@@ -87,7 +87,7 @@ async def until_out(client: Client, number: int) -> float:
     await client.request("PUT", f"services/dying/instances/i{number}", place)
     over = time.perf_counter() + SHORT
     await asyncio.sleep(SHORT - 0.2)
-    while (await client.request("GET", "services/dying"))["instances"]:
+    while (await client.request("GET", "services/dying"))["instances"]:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     return time.perf_counter() - over
 

@@ -299,7 +299,17 @@ SPECTACULAR_SETTINGS = {
         "StepKindEnum": ["call", "sleep", "signal", "saga"],
         "CheckKindEnum": ["http", "tcp", "grpc"],
         "StatusEnum": (
-            "scheduled running paused compensating attention succeeded compensated failed terminated".split()
+            [
+                "scheduled",
+                "running",
+                "paused",
+                "compensating",
+                "attention",
+                "succeeded",
+                "compensated",
+                "failed",
+                "terminated",
+            ]
         ),
         "InstanceStatusEnum": ["healthy", "failing", "maintenance", "expired"],
     },
