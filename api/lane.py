@@ -115,7 +115,8 @@ class Request:
         try:
             call, params = await self.read(body, identity)
             waits = bool(params.get("wait_seconds"))
-            reply = answered(self.operation, await runtime.run(self.operation, call, params), identity)
+            outcome = await runtime.run(self.operation, call, params)
+            reply = answered(self.operation, outcome, identity, self.headers)
         except Exception as error:
             reply = refused(requests.refusal(error, self.operation.name, identity), identity)
         took = perf_counter() - started
@@ -163,12 +164,16 @@ def read_headers(pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
     return headers
 
 
-def answered(operation: Operation, outcome: Outcome, identity: str) -> Reply:
+def answered(operation: Operation, outcome: Outcome, identity: str, asked: Headers) -> Reply:
     headers = [(b"x-request-id", identity.encode())]
     if outcome.replayed:
         headers.append((b"idempotency-replayed", b"true"))
     if place := requests.location(operation, outcome):
         headers.append((b"location", place.encode()))
+    if tag := requests.etag(operation, outcome):
+        headers.append((b"etag", tag.encode()))
+        if asked.if_none_match and requests.is_known(tag, asked):
+            return Reply(304, _JSON, b"", headers)
     return Reply(outcome.status, _JSON, encode(outcome.value), headers)
 
 
@@ -244,7 +249,8 @@ async def disconnect(receive: Receive) -> None:
 
 
 async def write(send: Send, reply: Reply) -> None:
-    head = [(b"content-type", reply.kind), (b"content-length", b"%d" % len(reply.body)), *reply.headers]
+    about = [(b"content-type", reply.kind), (b"content-length", b"%d" % len(reply.body))]
+    head = reply.headers if reply.status == 304 else [*about, *reply.headers]
     await send({"type": "http.response.start", "status": reply.status, "headers": head})
     await send({"type": "http.response.body", "body": reply.body})
 

@@ -37,6 +37,7 @@ HEADERS = [
     ("Syros-Namespace", "the namespace; else the credential's own"),
     ("X-Request-Id", "your name for this request, echoed"),
 ]
+KNOWN = {"description": "entity tags; if the answer has one of them, it is 304 without a body"}
 KEY_HEADER = ("Idempotency-Key", "the same key and body again: the first successful answer again")
 
 
@@ -102,6 +103,8 @@ class OperationSchema(AutoSchema):
                 {**parameter(name, "header", {"type": "string"}, False), "description": about}
                 for name, about in headers
             ]
+        if operation.etag:
+            found.append({**parameter("If-None-Match", "header", {"type": "string"}, False), **KNOWN})
         return found
 
     def _body(self, operation: Operation, route: Route) -> dict[str, Any] | None:
@@ -121,7 +124,8 @@ class OperationSchema(AutoSchema):
             "description": "Refused.",
             "content": {"application/problem+json": {"schema": problem}},
         }
-        return {str(operation.status): self._success(operation), "default": refused}
+        found = {str(operation.status): self._success(operation), "default": refused}
+        return {**found, "304": {"description": "Not changed."}} if operation.etag else found
 
     def _success(self, operation: Operation) -> dict[str, Any]:
         if operation.streams:

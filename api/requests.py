@@ -41,6 +41,7 @@ class Headers:
     content_length: str = ""
     last_event_id: str = ""
     cookie: str = ""
+    if_none_match: str = ""
 
 
 NAMES = {
@@ -57,6 +58,7 @@ NAMES = {
     "content-length": "content_length",
     "last-event-id": "last_event_id",
     "cookie": "cookie",
+    "if-none-match": "if_none_match",
 }
 
 
@@ -126,6 +128,17 @@ def location(operation: Operation, outcome: Outcome) -> str | None:
         value = made[name] if isinstance(made, dict) else getattr(made, name)
         path = path.replace(f"{{{name}}}", quote(str(value)))
     return PREFIX + path
+
+
+def etag(operation: Operation, outcome: Outcome) -> str | None:
+    """The entity tag of an answer that has one."""
+    return f'"{getattr(outcome.value, operation.etag)}"' if operation.etag else None
+
+
+def is_known(tag: str, headers: Headers) -> bool:
+    """Has the client this already? Compared weakly (RFC 9110, 13.1.2)."""
+    given = [each.strip().removeprefix("W/") for each in headers.if_none_match.split(",")]
+    return tag in given or given == ["*"]
 
 
 def check_idempotency_key(key: str) -> str:

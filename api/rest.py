@@ -174,7 +174,13 @@ class OperationView(APIView):
             problem = {"pointer": "/wait_seconds", "code": "lane_only", "detail": "ask for JSON to wait"}
             raise errors.Invalid([problem])
         outcome = runtime.run_from_thread(operation, call, params)
-        response = Response(outcome.value, status=outcome.status)
+        tag = requests.etag(operation, outcome)
+        if tag and requests.is_known(tag, headers):
+            response = Response(status=304)
+        else:
+            response = Response(outcome.value, status=outcome.status)
+        if tag:
+            response["ETag"] = tag
         if outcome.replayed:
             response["Idempotency-Replayed"] = "true"
         if place := requests.location(operation, outcome):

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from types import ModuleType
 
 from bench import (
+    cache,
     crowds,
+    discovery,
     engine,
     events,
     graphql,
@@ -40,8 +42,10 @@ QUESTIONS: dict[str, ModuleType] = {
     "many": many,
     "shared": shared,
     "volatile": volatile,
+    "cache": cache,
     "sagas": sagas,
     "crowds": crowds,
+    "discovery": discovery,
     "events": events,
     "graphql": graphql,
     "grpc": grpc,

@@ -92,6 +92,8 @@ class Express:
         if not self.keep_alive:
             lines.append((b"connection", b"close"))
         about = b"content-type: %b\r\ncontent-length: %d\r\n" % (reply.kind, len(reply.body))
+        if reply.status == 304:
+            about = b""  # it would be about a body that is not sent
         head = [STATUS_LINE[reply.status], about, *[b"%b: %b\r\n" % line for line in lines]]
         self.connection.transport.write(b"".join([*head, b"\r\n", reply.body]))
 

@@ -106,6 +106,7 @@ class Operation:
         patient: bool = False,
         until: "Until | None" = None,
         location: str | None = None,
+        etag: str | None = None,
     ) -> None:
         app = function.__module__.partition(".")[0]
         self.name = name or f"{app}.{function.__name__}"
@@ -120,7 +121,7 @@ class Operation:
             Route.parse(location) if location else None,
         )
         self.changes = kind == "command" if changes is None else changes
-        self.patient = patient
+        self.patient, self.etag = patient, etag
         self.streams = inspect.isasyncgenfunction(function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.fenced = fenced and kind == "command" and route is not None
@@ -294,7 +295,8 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     carries it out where locks are volatile (`refused`: nothing does); without it, it is the same everywhere.
     `patient`: it may wait some milliseconds for others to share its transaction; `until`, the `async function(call,
     answer, seconds)` that, where `wait_seconds` asks for it, gives a later answer: how something ended that was begun.
-    `location`: the route of what was made, its names being fields of the answer.
+    `location`: the route of what was made, its names being fields of the answer. `etag`: the field of the answer that
+    names its content; who has that already (`If-None-Match`) is told so by 304, where a transport can.
     """
     return _declare("command", route, options)
 

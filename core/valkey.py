@@ -28,6 +28,7 @@ REST_SECONDS = 0.2  # between two attempts to connect
 # What a server says that cannot take a write now. Of scripts, older servers say it in the middle of a sentence.
 AWAY = ("READONLY", "LOADING", "MASTERDOWN", "OOM ", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "MISCONF", "NOAUTH",
         "WRONGPASS")  # fmt: skip
+Address = tuple[str, int]
 Word = str | bytes | int | float
 _MORE = object()
 
@@ -45,14 +46,18 @@ class Script:
 class Connection(asyncio.Protocol):
     """Questions out, answers in the same order, published messages in between."""
 
-    def __init__(self, heard: Callable[[str], None], lost: "Callable[[Connection], None]") -> None:
+    def __init__(
+        self, heard: Callable[[str], None], lost: "Callable[[Connection], None]", as_text: bool = True
+    ) -> None:
         self._heard, self._lost = heard, lost
         self._loop, self._limit = asyncio.get_running_loop(), settings.QUEUE_LIMIT
-        self._reader = hiredis.Reader(encoding="utf-8", errors="replace", notEnoughData=_MORE)
+        encoding = "utf-8" if as_text else None
+        self._reader = hiredis.Reader(encoding=encoding, errors="replace", notEnoughData=_MORE)
         self._asked: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._out: list[bytes] = []
         self.transport: Any = None
         self.run_id = ""  # of the server: another one after every start and every failover
+        self.is_cluster = False  # whether the server is a node of one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -110,11 +115,22 @@ class Connection(asyncio.Protocol):
 class Valkey:
     """The connection, made when it is first needed and again when it is lost.
 
-    Parameters: `channel` to hear; `heard(message)`; `lost()`, when a connection that was there is gone.
+    Parameters: `channel` to hear, with `heard(message)`; `lost()`, when a connection that was there is gone; `as_text`:
+    answers are strings. Otherwise they are bytes, and there is no channel. `address`: host and port, in the place of
+    those of REDIS_URL.
     """
 
-    def __init__(self, channel: str, heard: Callable[[str], None], lost: Callable[[], None]) -> None:
-        self._channel, self._heard, self._lost = channel, heard, lost
+    def __init__(
+        self,
+        channel: str | None,
+        heard: Callable[[str], None],
+        lost: Callable[[], None],
+        *,
+        as_text: bool = True,
+        address: Address | None = None,
+    ) -> None:
+        self._channel, self._heard, self._lost, self._as_text = channel, heard, lost, as_text
+        self._address = address
         self.connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._rests_until = 0.0
@@ -141,7 +157,7 @@ class Valkey:
             self.identity = identity.hex[:12]
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                connection = await open_connection(self._heard, self._gone)
+                connection = await open_connection(self._heard, self._gone, self._as_text, self._address)
                 await self._greet(connection)
         except (OSError, TimeoutError, Unavailable, hiredis.HiredisError) as error:
             self._rests_until = loop.time() + REST_SECONDS
@@ -157,12 +173,15 @@ class Valkey:
             replies = await asyncio.gather(*asked)
             for reply in replies:
                 check(reply)
-            connection.tell("SUBSCRIBE", self._channel)
+            if self._channel is not None:
+                connection.tell("SUBSCRIBE", self._channel)
         except BaseException:
             connection.transport.abort()
             raise
-        facts = dict(line.split(":", 1) for line in replies[-1].splitlines() if ":" in line)
+        about = replies[-1] if self._as_text else replies[-1].decode()
+        facts = dict(line.split(":", 1) for line in about.splitlines() if ":" in line)
         connection.run_id = facts.get("run_id", "")
+        connection.is_cluster = "cluster" in {facts.get("redis_mode"), facts.get("server_mode")}
 
     def _gone(self, connection: Connection) -> None:
         if self.connection is connection:
@@ -189,6 +208,15 @@ class Valkey:
         if not str(error).startswith("NOSCRIPT"):
             raise self._refusal(connection, error)
         reply = await connection.ask("EVAL", script.text, 1, key, *words)
+        if isinstance(reply, hiredis.ReplyError):
+            raise self._refusal(connection, reply)
+        return reply
+
+    def checked(self, connection: Connection, reply: Any) -> Any:
+        """An answer that is none of a script.
+
+        Raises: Unavailable; the error that it is.
+        """
         if isinstance(reply, hiredis.ReplyError):
             raise self._refusal(connection, reply)
         return reply
@@ -226,16 +254,22 @@ def greeting() -> list[tuple[Word, ...]]:
     return [hello, *([("SELECT", where["db"])] if where.get("db") else [])]
 
 
-async def open_connection(heard: Callable[[str], None], lost: Callable[[Connection], None]) -> Connection:
+async def open_connection(
+    heard: Callable[[str], None],
+    lost: Callable[[Connection], None],
+    as_text: bool = True,
+    address: Address | None = None,
+) -> Connection:
     """Raises: OSError."""
     loop, where = asyncio.get_running_loop(), place()
 
     def make() -> Connection:
-        return Connection(heard, lost)
+        return Connection(heard, lost, as_text)
 
-    if path := where.get("path"):
+    path = where.get("path")
+    if path and address is None:
         return (await loop.create_unix_connection(make, path))[1]
-    host, port = where.get("host", "localhost"), where.get("port", 6379)
+    host, port = address or (where.get("host", "localhost"), where.get("port", 6379))
     return (await loop.create_connection(make, host, port, ssl=tls(where) if where["tls"] else None))[1]
 
 

@@ -55,7 +55,7 @@ VARIES = {
     "lock_id", "event_id", "event_ids", "request_id", "id", "fencing_token", "last_token", "position", "first_position",
     "last_position", "next_position", "head", "waited_seconds", "held_seconds", "retry_after_seconds",
     "looked_seconds_ago",    "latency_ms", "queued", "commands", "batches", "waiting", "server", "saga_id",
-    "lease_token",
+    "lease_token", "as_of", "lease", "stale_until",
 }  # fmt: skip
 INSTANTS = re.compile(r".*_at|since|deadline")
 

@@ -67,7 +67,11 @@ class TestOperation:
         self, schema: dict[str, Any], operation: Operation
     ) -> None:
         about = described(schema, operation)
-        assert set(about["responses"]) == {str(operation.status), "default"}
+        assert set(about["responses"]) == {
+            str(operation.status),
+            "default",
+            *(["304"] if operation.etag else []),
+        }
         content = about["responses"][str(operation.status)]["content"]
         assert list(content) == ["text/event-stream" if operation.streams else "application/json"]
         assert all(each["schema"] for each in content.values())
@@ -92,7 +96,8 @@ class TestOperation:
             each["name"] for each in described(schema, operation)["parameters"] if each["in"] == "header"
         ]
         expected = [] if operation.anonymous else ["Syros-Namespace", "X-Request-Id"]
-        assert headers == expected + (["Idempotency-Key"] if operation.kind == "command" else [])
+        expected += ["Idempotency-Key"] if operation.kind == "command" else []
+        assert headers == expected + (["If-None-Match"] if operation.etag else [])
 
     def test_credentials_are_asked_of_all_but_the_anonymous(
         self, schema: dict[str, Any], operation: Operation

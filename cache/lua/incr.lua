@@ -1,0 +1,21 @@
+-- ARGV: key, quota, by, what it begins with, ttl ms, largest number, tags.
+local key, quota, by, initial = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local ttl, largest = tonumber(ARGV[6]), tonumber(ARGV[7])
+local state, known, head, raw, at = find(key)
+if not state then return UNSETTLED end
+local number = initial
+if state ~= 'miss' then
+  local text = value_of(raw, at)
+  if head[KIND] ~= 'j-' or not text:match('^%-?%d+$') then return { 'no_number' } end
+  number = tonumber(text)
+else
+  head = { known[1], 0, 0, now, now + ttl, now + ttl, '', 'j-', { unpack(ARGV, 8) } }
+end
+number = number + by
+if math.abs(number) > largest then return { 'too_large' } end
+local text = format('%d', number)
+head[WRITTEN] = call('HINCRBY', CLOCKS, '\1c', 1)
+if state == 'miss' then head[AS_OF] = head[WRITTEN] end
+head[ETAG] = redis.sha1hex(text):sub(1, 20)
+if not write(key, head, text, quota) then return { 'full' } end
+return { 'stored', text, head[FRESH], head[ETAG] }
