@@ -104,6 +104,8 @@ def test_what_consul_has_is_here_and_goes_when_it_says_so(agent: Consul, lane: L
     agent.drop("redis-1")
     agent.drop("redis-1", "node-b")
     wait(lambda: ids(lane) == set())
+    time.sleep(1)
+    assert ids(lane) == set(), "no heartbeat brings it back"
     assert "consul" not in {each["service"] for each in lane("services.find")["items"]}
 
 

@@ -318,8 +318,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             env={**kept, "DATABASE_URL": url, "SYROS_DEV": "1", "SYROS_VAR": str(folder / "var")},
         )  # fmt: skip
     try:
-        is_up = is_ready(port) and knows_services(dns_port)
-        assert is_up, (folder / "serve.log").read_text()
+        assert is_ready(port), (folder / "serve.log").read_text()
+        assert knows_services(dns_port), (folder / "serve.log").read_text()
         yield Place(folder, port, grpc_port, dns_port, consul.port)
     finally:
         server.send_signal(signal.SIGTERM)
