@@ -1,6 +1,6 @@
-"""What is counted of the caches: in this process, and every second added up in Redis."""
+"""What is counted of the caches: in this process, and every second added up in the backend."""
 
-from cache.relay import redis
+from cache.relay import backend
 from core.callers import Namespace
 from core.errors import Unavailable
 from core.runtime import every
@@ -24,7 +24,7 @@ async def add_up_one(namespace: Namespace) -> None:
     if not (counts := _counts.pop(namespace, None)):
         return
     try:
-        await redis.add_counts(namespace, counts)
+        await backend.add_counts(namespace, counts)
     except Unavailable:
         for name, number in counts.items():
             count(namespace, name, number)

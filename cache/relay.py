@@ -6,10 +6,14 @@ backend begins anew, all there was is a miss, and nothing has to be applied.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from django.conf import settings
+
 from cache.backends import Backend
+from cache.backends.postgres import PostgresCache
 from cache.backends.redis import RedisCache
 from cache.models import NAME, Cache
 from cache.types import CacheSettings, Mode
@@ -75,9 +79,12 @@ class Caches:
 
 
 caches = Caches()
-redis = RedisCache(caches.quota)
-backend: Backend = redis
-closing.append(redis.close)
+BACKENDS: dict[str, Callable[[Callable[[str], int | None]], Backend]] = {
+    "redis": RedisCache,
+    "postgres": PostgresCache,
+}
+backend: Backend = BACKENDS[settings.CACHE_BACKEND](caches.quota)
+closing.append(backend.close)
 
 
 # -- invalidations in the log ------------------------------------------------------------------------
@@ -162,15 +169,16 @@ async def apply_next(namespace: Namespace, done: int) -> int:
 @every(0.5)
 async def look_at_server() -> None:
     """Apart from the relay, which may be the one that is not answered."""
-    redis.look()
+    backend.look()
 
 
 @every(5)
 async def sweep() -> None:
-    """Forget tags that were invalidated before all that is left was loaded."""
+    """Clear away what ran out, and forget tags that were invalidated before all that is left was loaded."""
+    await backend.clean()
     for name in list(caches.versions):
         namespace = await namespaces.get(name)
-        settings = await caches.settings(namespace)
-        oldest_ms, gone = round(settings.max_ttl_seconds * 1000) + SLACK_MS, AT_ONCE
+        most = (await caches.settings(namespace)).max_ttl_seconds
+        oldest_ms, gone = round(most * 1000) + SLACK_MS, AT_ONCE
         while gone == AT_ONCE:
-            gone = await redis.sweep(namespace, oldest_ms, TAGS, AT_ONCE)
+            gone = await backend.sweep(namespace, oldest_ms, TAGS, AT_ONCE)

@@ -15,7 +15,7 @@ from cache.backends import Found, Item
 from cache.counting import add_up_one, count
 from cache.errors import CacheMiss, StaleLoad, ValueTooLarge
 from cache.models import NAME, Cache
-from cache.relay import DEFAULTS, backend, cache_of, caches, redis
+from cache.relay import DEFAULTS, backend, cache_of, caches
 from cache.types import (
     LARGEST,
     LONGEST,
@@ -387,7 +387,7 @@ async def find(
 ) -> CacheItems:
     """Cached values by the beginning of their keys, or by a tag: what is known of them, not the values. A search looks
     at up to 50,000 names of the server, and says `partial` if that was not enough for a page."""
-    found, place, partial = await redis.scan(call.namespace, prefix, tag, cursor, limit)
+    found, place, partial = await backend.scan(call.namespace, prefix, tag, cursor, limit)
     return CacheItems(
         [about(key, each) for key, each in found], partial, encode_cursor(place) if place else None
     )
@@ -398,7 +398,7 @@ async def stats(call: Call) -> CacheStats:
     """What was counted in this namespace: hits, misses, refused loads, bytes. Counts end with Redis."""
     with suppress(Unavailable):
         await add_up_one(call.namespace)
-    counts, used = await redis.counts(call.namespace)
+    counts, used = await backend.counts(call.namespace)
     return stats_of(counts, used if caches.quota(call.namespace.name) is not None else None)
 
 

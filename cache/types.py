@@ -41,7 +41,8 @@ Base64 = Annotated[str, Field(max_length=(LARGEST + 2) // 3 * 4)]
 
 
 def check_place(cursor: str) -> str:
-    if not re.fullmatch(r"\d{1,20}:\d{1,9}", cursor):
+    """A place in Redis, or a colon and a key."""
+    if not re.fullmatch(r"\d{1,20}:\d{1,9}|:.+", cursor):
         raise PydanticCustomError("cursor", "a next_cursor as it was given")
     return cursor
 

@@ -27,17 +27,17 @@ def conninfo(options: str = "") -> str:
 class Pool:
     """Opened by the process that serves; reads wait at most two seconds for a connection, and run for at most ten.
 
-    Parameters: `size`, how many connections at most.
+    Parameters: `size`, how many connections at most; `options`, further settings of their sessions.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, options: str = "") -> None:
+        self._size, self._options = size, options
         self._pool: AsyncConnectionPool[Any] | None = None
 
     async def open(self) -> None:
         self._pool = AsyncConnectionPool(
-            conninfo("-c statement_timeout=10s"), min_size=1, max_size=self._size, timeout=2.0, open=False,
-            reconnect_timeout=5, kwargs={"autocommit": True, "prepare_threshold": 1},
+            conninfo(f"-c statement_timeout=10s {self._options}"), min_size=1, max_size=self._size, timeout=2.0,
+            open=False, reconnect_timeout=5, kwargs={"autocommit": True, "prepare_threshold": 1},
         )  # fmt: skip
         await self._pool.open()
 
@@ -45,10 +45,18 @@ class Pool:
         if self._pool:
             await self._pool.close(timeout=2)
 
-    async def rows(self, query: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
+    async def rows(
+        self, query: str, params: Sequence[Any] | Mapping[str, Any] = (), attempts: int = 2
+    ) -> list[Row]:
+        """Parameters: `attempts`, 1 for what must not be done twice.
+
+        Raises: Unavailable.
+        """
         if self._pool is None:
             raise Unavailable("This process is not serving.")
-        for attempt in (1, 2):  # a pooled connection may have died with the server since it was used last
+        for attempt in range(
+            1, attempts + 1
+        ):  # a pooled connection may have died with the server since it was used last
             try:
                 async with self._pool.connection() as connection:
                     # Prepared without parameters, it would keep the plan that was right while its tables were empty.
@@ -58,7 +66,7 @@ class Pool:
                     found: list[Row] = await cursor.fetchall()
                     return found
             except psycopg.OperationalError as error:
-                if isinstance(error, PoolTimeout) or attempt == 2:
+                if isinstance(error, PoolTimeout) or attempt == attempts:
                     raise Unavailable from error
                 await asyncio.sleep(0.05)
         raise Unavailable
@@ -68,4 +76,5 @@ pool = Pool(4)
 tail_pool = Pool(1)  # the tail's own: readers that keep the others busy must not hold up who waits
 FOLLOWERS = 2  # who follow a log and are behind read this many pages of it at a time
 follow_pool = Pool(FOLLOWERS)
+pools = [pool, tail_pool, follow_pool]  # what a serving process opens
 rows = pool.rows

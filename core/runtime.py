@@ -12,7 +12,7 @@ from django.db import InterfaceError, OperationalError, close_old_connections
 
 from core.batch import Job, Order
 from core.callers import SYSTEM, Call, authorize, namespaces, while_allowed
-from core.database import follow_pool, pool, rows, tail_pool
+from core.database import pools, rows
 from core.encoding import encode
 from core.engine import Engine
 from core.errors import NotInVolatileNamespace, OutcomeUnknown, SyrosError, Unavailable
@@ -67,9 +67,8 @@ class Runtime:
     async def _start(self) -> None:
         self.loop, self.stopping = asyncio.get_running_loop(), False
         self.loop.set_default_executor(ThreadPoolExecutor(THREADS, "syros-query"))
-        await pool.open()
-        await tail_pool.open()
-        await follow_pool.open()
+        for each in pools:
+            await each.open()
         self.tail = Tail(self.waiters)
         self.tail.start()
         self.engine = Engine(self._deliver, self.waiters.expect, limit=settings.QUEUE_LIMIT)
@@ -92,9 +91,8 @@ class Runtime:
             task.cancel()
         if self.tail:
             await self.tail.stop()
-        await pool.close()
-        await tail_pool.close()
-        await follow_pool.close()
+        for each in pools:
+            await each.close()
         self.engine = None
 
     def release_waiters(self) -> None:
@@ -323,7 +321,9 @@ def identify(job: Job) -> None:
     call = job.call
     scope = f"{call.caller.principal}\n{job.operation.name}\n{call.idempotency_key}"
     job.answer_id = f"{call.namespace.name}/{hashlib.sha256(scope.encode()).hexdigest()}"
-    job.fingerprint = hashlib.sha256(encode(job.params)).hexdigest()
+    # Keyed: parameters may be secrets so short that a bare hash of them could be guessed.
+    key = settings.SECRET_KEY.encode()[:64]
+    job.fingerprint = hashlib.blake2b(encode(job.params), key=key, digest_size=32).hexdigest()
 
 
 runtime = Runtime()

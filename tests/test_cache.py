@@ -6,6 +6,7 @@ import string
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from datetime import datetime
 from typing import Any
 
@@ -13,18 +14,21 @@ import httpx
 import pytest
 import redis
 from django.conf import settings
+from django.db import connection
 from django.test import Client
 
-from cache import relay
+from cache import counting, relay, services
+from cache.backends import postgres as postgres_backend
 from cache.backends import redis as redis_backend
+from cache.backends import statements as sql
+from cache.backends.postgres import PostgresCache
 from cache.models import Cache
-from cache.relay import redis as backend
 from core.callers import DEVELOPER, Call, namespaces
 from core.encoding import decode
 from core.models import Namespace
 from core.operations import Operation, registry
 from core.runtime import runtime
-from tests.doors import Door, Lane, Refused, Served
+from tests.doors import DOORS, Door, Lane, Refused, Served
 
 
 def refusal(call: Door, operation: str, **params: Any) -> Refused:
@@ -39,6 +43,46 @@ def miss(call: Door, key: str, **params: Any) -> dict[str, Any]:
     return refused.problem
 
 
+@pytest.fixture(scope="session")
+def postgres(served: Served) -> PostgresCache:
+    """The other backend, in the same process."""
+    found = PostgresCache(relay.caches.quota)
+    served.do(found.pool.open())
+    return found
+
+
+@pytest.fixture(params=[*DOORS, "postgres"])
+def call(request: pytest.FixtureRequest, served: Served, namespace: str) -> Iterator[Door]:
+    """Through each door with Redis, and through one with PostgreSQL."""
+    yield from opened(request, served, namespace)
+
+
+@pytest.fixture(params=[*(name for name, door in DOORS.items() if door.can_wait), "postgres"])
+def waiting(request: pytest.FixtureRequest, served: Served, namespace: str) -> Iterator[Door]:
+    yield from opened(request, served, namespace)
+
+
+def opened(request: pytest.FixtureRequest, served: Served, namespace: str) -> Iterator[Door]:
+    name = request.param
+    if name == "postgres":
+        choose(request.getfixturevalue("monkeypatch"), request.getfixturevalue("postgres"))
+        name = "lane"
+    with closing(DOORS[name](served, namespace)) as door:
+        yield door
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def lane(request: pytest.FixtureRequest, served: Served, namespace: str) -> Lane:
+    if request.param == "postgres":
+        choose(request.getfixturevalue("monkeypatch"), request.getfixturevalue("postgres"))
+    return Lane(served, namespace)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, backend: PostgresCache) -> None:
+    for module in (relay, services, counting):
+        monkeypatch.setattr(module, "backend", backend)
+
+
 @pytest.fixture
 def store() -> Iterator[Any]:
     with redis.from_url(settings.REDIS_URL) as found:
@@ -51,10 +95,12 @@ def names(store: Any, namespace: str) -> list[bytes]:
 
 @pytest.fixture
 def flush(store: Any, namespace: str) -> Callable[[], None]:
-    """FLUSHALL, for the test's namespace: other tests are at the same server."""
+    """FLUSHALL, or what a crash makes of unlogged tables, for the test's namespace: other tests are there as well."""
 
     def delete() -> None:
-        store.delete(*names(store, namespace))
+        if found := names(store, namespace):
+            store.delete(*found)
+        empty(namespace, "cache_item", "cache_clock")
 
     return delete
 
@@ -469,17 +515,65 @@ def test_after_a_flush_nothing_old_is_served_or_stored(call: Door, flush: Callab
     assert call("cache.get", key="b")["value"] == "new"
 
 
+def empty(namespace: str, *tables: str) -> int:
+    number = Namespace.objects.get(name=namespace).number
+    with connection.cursor() as cursor:
+        for table in tables:
+            cursor.execute(f"delete from {table} where namespace_id = %s", [number])
+        return cursor.rowcount
+
+
 def test_when_the_clocks_are_evicted_all_is_a_miss(call: Door, store: Any) -> None:
     call("cache.put", key="a", value=1, tags=["red"])
     call("cache.put", key="b", value=1)
     call("cache.invalidate", tags=["red"])
-    (clocks,) = [name for name in names(store, call.namespace) if name.endswith(b":clocks")]
-    assert store.delete(clocks) == 1
+    clocks = [name for name in names(store, call.namespace) if name.endswith(b":clocks")]
+    assert (store.delete(*clocks) if clocks else empty(call.namespace, "cache_clock")) >= 1
     miss(call, "a")
     miss(call, "b")
 
 
+def test_what_ran_out_is_cleared_away(served: Served, lane: Lane) -> None:
+    if not isinstance(relay.backend, PostgresCache):
+        pytest.skip("Redis forgets by itself")
+    lane("cache.put", key="a", value=1, ttl_seconds=0.05)
+    lane("cache.put", key="b", value=1)
+    lane("cache.delete", key="c")
+    miss(lane, "d", lease_seconds=0.1)
+    time.sleep(0.15)
+    served.do(relay.backend.clean())
+    number = Namespace.objects.get(name=lane.namespace).number
+    with connection.cursor() as cursor:
+        cursor.execute("select key from cache_item where namespace_id = %s order by key", [number])
+        assert cursor.fetchall() == [("b",), ("c",)]
+
+
+def test_the_cache_in_postgresql_is_by_key_and_unlogged(postgres: PostgresCache, namespace: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select relname, relpersistence from pg_class where relname in ('cache_item', 'cache_clock', 'cache_count')"
+        )
+        assert sorted(cursor.fetchall()) == [("cache_clock", "u"), ("cache_count", "u"), ("cache_item", "u")]
+        cursor.execute("set enable_seqscan = off")
+        about = {
+            "space": 1,
+            "key": "k",
+            "keys": ["k"],
+            "tags": ["t"],
+            "limit": 9,
+            "token": "t",
+            "lease_ms": 9,
+        }
+        for statement in (sql.GET, sql.LEASE, sql.PEEK, sql.MANY, sql.CLEAN):
+            cursor.execute(f"explain {statement}", {**about, "enough": 9})
+            plan = "\n".join(line for (line,) in cursor.fetchall())
+            assert "Seq Scan" not in plan, plan
+        cursor.execute("reset enable_seqscan")
+
+
 def test_nothing_stays_for_good_but_the_clocks(lane: Lane, store: Any) -> None:
+    if isinstance(relay.backend, PostgresCache):
+        pytest.skip("of Redis")
     lane("cache.put", key="a", value=1, ttl_seconds=10, stale_seconds=20)
     lane("cache.delete", key="b")
     miss(lane, "c", lease_seconds=5)
@@ -524,8 +618,8 @@ def test_tags_are_forgotten_when_nothing_older_is_left(served: Served, lane: Lan
     time.sleep(0.05)
     lane("cache.invalidate", tags=["white"], mode="soft")
     space = space_of(served, lane)
-    assert served.do(backend.sweep(space, 60_000, 100, 10)) == 0
-    assert served.do(backend.sweep(space, 40, 100, 10)) == 2
+    assert served.do(relay.backend.sweep(space, 60_000, 100, 10)) == 0
+    assert served.do(relay.backend.sweep(space, 40, 100, 10)) == 2
     assert set(tags_in(store, lane.namespace)) == {"\2white"}
     assert lane("cache.get", key="a")["value"] == 1
 
@@ -540,7 +634,7 @@ def test_of_too_many_tags_the_oldest_are_forgotten_and_older_values_are_misses(
         lane("cache.invalidate", tags=[f"t{n}"])
         time.sleep(0.002)
     lane("cache.put", key="new", value=1, tags=["t0"])
-    assert served.do(backend.sweep(space_of(served, lane), 10**9, 2, 100)) == 3
+    assert served.do(relay.backend.sweep(space_of(served, lane), 10**9, 2, 100)) == 3
     assert set(tags_in(store, lane.namespace)) == {"t3", "t4"}
     found = lane("cache.get_many", keys=["old", "other", "without", "new"])
     assert ([each["key"] for each in found["items"]], missing(found)) == (
@@ -550,13 +644,21 @@ def test_of_too_many_tags_the_oldest_are_forgotten_and_older_values_are_misses(
 
 
 def tags_in(store: Any, namespace: str) -> list[str]:
+    if isinstance(relay.backend, PostgresCache):
+        number = Namespace.objects.get(name=namespace).number
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "select tag, soft from cache_clock where namespace_id = %s and tag <> ''", [number]
+            )
+            return [("\2" if soft else "") + tag for tag, soft in cursor.fetchall()]
     (clocks,) = [name for name in names(store, namespace) if name.endswith(b":clocks")]
     return [name.decode() for name in store.hkeys(clocks) if not name.startswith(b"\1")]
 
 
 def test_a_search_that_looked_at_enough_says_so(served: Served, lane: Lane, monkeypatch: Any) -> None:
-    monkeypatch.setattr(redis_backend, "LOOKS", 1)
-    monkeypatch.setattr(redis_backend, "LOOK_AT", 1)
+    for module in (redis_backend, postgres_backend):
+        monkeypatch.setattr(module, "LOOKS", 1)
+        monkeypatch.setattr(module, "LOOK_AT", 1)
     items = [{"key": f"k{n}", "value": n, "tags": ["odd"] if n == 77 else []} for n in range(100)]
     lane("cache.put_many", items=items)
     first = lane("cache.find", tag="odd")
@@ -584,14 +686,14 @@ def test_what_a_process_logged_before_it_died_is_applied(served: Served, lane: L
     served.do(runtime.carry_out(registry["cache.record"], call, {"tags": ["red"], "mode": "hard"}))
     until(lambda: missing(lane("cache.get_many", keys=["a", "b"])) == ["a"])
     lane("cache.invalidate", tags=["green"])  # what is logged is applied in order again, without a gap
-    assert served.do(backend.applied(call.namespace)) == 2
+    assert served.do(relay.backend.applied(call.namespace)) == 2
 
 
 def test_where_the_log_has_forgotten_what_was_missed_all_is_a_miss(served: Served, lane: Lane) -> None:
     lane("cache.put", key="b", value=1, tags=["blue"])
     Cache.objects.create(id=f"{lane.namespace}/cache", version=3)
     until(lambda: missing(lane("cache.get_many", keys=["b"])) == ["b"])
-    assert served.do(backend.applied(space_of(served, lane))) == 3
+    assert served.do(relay.backend.applied(space_of(served, lane))) == 3
 
 
 def until(condition: Callable[[], bool]) -> None:

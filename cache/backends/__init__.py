@@ -1,11 +1,11 @@
 """Where values are kept: what every backend does, whatever it is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from core.callers import Namespace
-from core.errors import SyrosError
+from core.errors import Invalid, SyrosError
 
 
 @dataclass(slots=True)
@@ -46,6 +46,9 @@ class Found:
     tags: list[str] = field(default_factory=list)
     data: bytes = b""
     size: int = 0  # where only that was asked for
+
+
+ENOUGH = 16 << 20  # bytes of values in one answer
 
 
 class Backend(Protocol):
@@ -98,3 +101,31 @@ class Backend(Protocol):
 
     async def begin_anew(self, namespace: Namespace) -> None:
         """Forget all there is."""
+
+    async def sweep(self, namespace: Namespace, oldest_ms: int, most: int, limit: int) -> int:
+        """Forget tags that matter no more, up to `limit`; how many these were."""
+
+    async def clean(self) -> None:
+        """Clear away some of what ran out."""
+
+    async def scan(
+        self, namespace: Namespace, prefix: str, tag: str | None, place: str | None, limit: int
+    ) -> tuple[list[tuple[str, Found]], str | None, bool]:
+        """Items whose keys begin so and that have this tag; where to go on; whether it ended before it had a page."""
+
+    async def add_counts(self, namespace: Namespace, counts: Mapping[str, int]) -> None:
+        """Add to what is counted of a namespace."""
+
+    async def counts(self, namespace: Namespace) -> tuple[dict[str, int], int]:
+        """What is counted of a namespace; how many bytes its values take, where it has a quota."""
+
+    def look(self) -> None:
+        """Ask whether the server is there, twice a second."""
+
+    def close(self) -> None:
+        """The process stops."""
+
+
+def other_place() -> Invalid:
+    """A cursor that another backend gave."""
+    return Invalid([{"pointer": "/cursor", "code": "cursor", "detail": "a next_cursor as it was given"}])

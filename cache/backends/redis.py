@@ -13,8 +13,9 @@ from typing import Any
 
 from hiredis import ReplyError
 
-from cache.backends import Found, Item
-from cache.errors import AlreadyCached, CacheFull, CacheMiss, EtagMismatch, NotANumber, StaleLoad
+from cache.backends import ENOUGH, Found, Item, other_place
+from cache.backends.refusals import refusal
+from cache.errors import CacheFull, CacheMiss, NotANumber
 from cache.models import NAME
 from core.callers import Namespace
 from core.cluster import ELSEWHERE, Cluster
@@ -28,16 +29,8 @@ LUA = Path(__file__).parent.parent / "lua"
 RUN = 12  # letters of the server's run that a generation begins with
 KEPT_SECONDS = 30 * 86_400  # that statistics are kept after the last use
 LOOKS, LOOK_AT = 50, 1000  # names that one search looks at: so often so many
-ENOUGH = 16 << 20  # bytes of values in one answer
 AT_ONCE = 50  # keys that one script reads: nobody else is served meanwhile
 VERSION = "select version from cache_cache where id = %s"
-REFUSALS = {
-    "generation": "The cache began anew after the load began.",
-    "too_old": "The load began too long ago.",
-    "invalidated": "A tag was invalidated after the load began.",
-    "deleted": "The key was deleted after the load began.",
-    "newer": "A newer value was put after the load began.",
-}
 
 
 def script(name: str) -> Script:
@@ -203,6 +196,8 @@ class RedisCache:
         """Items whose keys begin so and that have this tag; where to go on; whether it looked at as many names as it
         may before it had a page. Names come in no order; the server may have others as well."""
         cursor, _, skip = (place or "0:0").partition(":")
+        if not cursor:
+            raise other_place()
         found: list[tuple[str, Found]] = []
         for _look in range(LOOKS):
             following, keys = await self._names(namespace, prefix, cursor)
@@ -269,6 +264,9 @@ class RedisCache:
         (count,) = await self._ask_once(namespace, SWEEP, oldest_ms, most, limit)
         return int(count)
 
+    async def clean(self) -> None:
+        """Nothing: Redis forgets by itself."""
+
     def look(self) -> None:
         for each in (self.valkey, *self.cluster.connections()):
             each.look()
@@ -309,15 +307,3 @@ def found_of(answer: list[Any]) -> Found:
     if more:
         found.as_of, found.lease, found.lease_ms = more[0].decode(), more[1].decode() or None, more[2]
     return found
-
-
-def refusal(kind: str, facts: list[str]) -> SyrosError:
-    """Why a value was not stored."""
-    if kind == "present":
-        return AlreadyCached(etag=facts[0])
-    if kind == "changed":
-        return EtagMismatch(etag=facts[0] or None)
-    if kind == "full":
-        return CacheFull()
-    tag = {"tag": facts[1]} if len(facts) > 1 else {}
-    return StaleLoad(REFUSALS[facts[0]], reason=facts[0], **tag)

@@ -16,23 +16,35 @@ BUGS = ("version_at_set", "delete_only")
 
 
 def plant() -> None:
+    from cache.backends.postgres import PostgresCache
     from cache.backends.redis import RedisCache
 
-    put, delete = RedisCache.put, RedisCache.delete
-
-    async def put_as_of_now(self: RedisCache, namespace: Any, key: str, item: Any) -> int:
-        if namespace.name.startswith("version-at-set"):
-            item.as_of = None
-        return await put(self, namespace, key, item)
-
-    async def delete_only(self: RedisCache, namespace: Any, key: str) -> bool:
-        if not namespace.name.startswith("delete-only"):
-            return await delete(self, namespace, key)
+    async def remove_from_redis(self: Any, namespace: Any, key: str) -> bool:
         connection = await self.valkey.ready()
         return bool(await connection.ask("DEL", f"{self._space(namespace)}item:{key}"))
 
-    RedisCache.put = put_as_of_now  # type: ignore[method-assign]
-    RedisCache.delete = delete_only  # type: ignore[method-assign]
+    async def remove_from_postgres(self: Any, namespace: Any, key: str) -> bool:
+        remove = "delete from cache_item where namespace_id = %(space)s and key = %(key)s returning 1"
+        return bool(await self._rows(namespace, remove, key=key))
+
+    plant_into(RedisCache, remove_from_redis)
+    plant_into(PostgresCache, remove_from_postgres)
+
+
+def plant_into(backend: Any, remove: Any) -> None:
+    put, delete = backend.put, backend.delete
+
+    async def put_as_of_now(self: Any, namespace: Any, key: str, item: Any) -> int:
+        if namespace.name.startswith("version-at-set"):
+            item.as_of = None
+        found: int = await put(self, namespace, key, item)
+        return found
+
+    async def delete_only(self: Any, namespace: Any, key: str) -> bool:
+        chosen = remove if namespace.name.startswith("delete-only") else delete
+        return bool(await chosen(self, namespace, key))
+
+    backend.put, backend.delete = put_as_of_now, delete_only
 
 
 if __name__ == "__main__":

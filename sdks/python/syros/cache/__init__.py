@@ -1,0 +1,1 @@
+"""Syros' cache for programs in Python."""
