@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -12,12 +13,13 @@ from pathlib import Path
 from bench.client import Client
 from bench.load import errors, in_turn, median, raw, wrk
 from bench.report import Figure, at_least, at_most
-from bench.servers import Server, Syros, folder
+from bench.servers import ROOT, Server, Syros, folder
 
 needs_wrk = True
 CONNECTIONS = 64
 MANY = 50
 TAGGED = int(os.environ.get("BENCH_TAGGED", 1_000_000))
+PEER_TAGGED = 20_000
 INVALIDATIONS = 50
 WRITERS = 4  # that put the tagged values, 500 at a time
 
@@ -29,7 +31,7 @@ class Bare(Server):
 
     def __init__(self, home: Path, syros: Syros) -> None:
         super().__init__(home / "bare.log")
-        self._redis: str = json.loads((syros.var / "serving.json").read_text())["REDIS_URL"]
+        self._redis = redis_of(syros)
 
     def command(self) -> list[str]:
         about = ["--host", "127.0.0.1", "--port", str(self.port), "--no-access-log"]
@@ -48,6 +50,7 @@ def measure(seconds: int, rounds: int) -> list[Figure]:
         runs = {do: wrk(server, "cache", CONNECTIONS, do=do) for do, server in servers.items()}
         loads = in_turn(runs, seconds, rounds)
         took = asyncio.run(invalidations(syros))
+        peer = cashews(syros, seconds)
     rate = {do: median(found, "rate") for do, found in loads.items()}
     failed = {do: errors(found) for do, found in loads.items()}
     measured = {do: raw(found) for do, found in loads.items()}
@@ -62,7 +65,37 @@ def measure(seconds: int, rounds: int) -> list[Figure]:
                failed["get_many"]),
         Figure(f"invalidating a tag of {TAGGED:,} values, p50", "ms", p50, None, at_most(5), raw={"ms": took}),
         Figure("… p99", "ms", p99),
+        *beside_cashews(rate["put"], p50, peer),
     ]  # fmt: skip
+
+
+def beside_cashews(puts: float, invalidation: float, peer: list[float]) -> list[Figure]:
+    """Syros is asked over HTTP, cashews in its own process."""
+    if not peer:
+        print("CASHEWS_PYTHON is not set: its side is skipped")
+        return []
+    about = {"cashews": {"puts": peer[0], "invalidation_ms": peer[1], "values": PEER_TAGGED}}
+    return [
+        Figure("cache.put times cashews' in process", "ratio", puts / peer[0], raw=about),
+        Figure(f"cashews' invalidation of {PEER_TAGGED:,} values, times ours of {TAGGED:,}", "ratio",
+               peer[1] / invalidation),
+    ]  # fmt: skip
+
+
+def cashews(syros: Syros, seconds: int) -> list[float]:
+    """Puts a second, and the ms of an invalidation. CASHEWS_PYTHON names an interpreter that has `cashews[redis]`."""
+    python = os.environ.get("CASHEWS_PYTHON")
+    if not python:
+        return []
+    script = str(ROOT / "bench" / "scripts" / "cashews_tags.py")
+    line = [python, script, redis_of(syros), str(seconds), str(CONNECTIONS), str(PEER_TAGGED)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=300)
+    return [float(word) for word in done.stdout.split()]
+
+
+def redis_of(syros: Syros) -> str:
+    found: str = json.loads((syros.var / "serving.json").read_text())["REDIS_URL"]
+    return found
 
 
 async def invalidations(syros: Syros) -> list[float]:

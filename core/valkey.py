@@ -28,6 +28,7 @@ REST_SECONDS = 0.2  # between two attempts to connect
 # What a server says that cannot take a write now. Of scripts, older servers say it in the middle of a sentence.
 AWAY = ("READONLY", "LOADING", "MASTERDOWN", "OOM ", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "MISCONF", "NOAUTH",
         "WRONGPASS")  # fmt: skip
+Address = tuple[str, int]
 Word = str | bytes | int | float
 _MORE = object()
 
@@ -56,6 +57,7 @@ class Connection(asyncio.Protocol):
         self._out: list[bytes] = []
         self.transport: Any = None
         self.run_id = ""  # of the server: another one after every start and every failover
+        self.is_cluster = False  # whether the server is a node of one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -114,7 +116,8 @@ class Valkey:
     """The connection, made when it is first needed and again when it is lost.
 
     Parameters: `channel` to hear, with `heard(message)`; `lost()`, when a connection that was there is gone; `as_text`:
-    answers are strings. Otherwise they are bytes, and there is no channel.
+    answers are strings. Otherwise they are bytes, and there is no channel. `address`: host and port, in the place of
+    those of REDIS_URL.
     """
 
     def __init__(
@@ -124,8 +127,10 @@ class Valkey:
         lost: Callable[[], None],
         *,
         as_text: bool = True,
+        address: Address | None = None,
     ) -> None:
         self._channel, self._heard, self._lost, self._as_text = channel, heard, lost, as_text
+        self._address = address
         self.connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._rests_until = 0.0
@@ -152,7 +157,7 @@ class Valkey:
             self.identity = identity.hex[:12]
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                connection = await open_connection(self._heard, self._gone, self._as_text)
+                connection = await open_connection(self._heard, self._gone, self._as_text, self._address)
                 await self._greet(connection)
         except (OSError, TimeoutError, Unavailable, hiredis.HiredisError) as error:
             self._rests_until = loop.time() + REST_SECONDS
@@ -176,6 +181,7 @@ class Valkey:
         about = replies[-1] if self._as_text else replies[-1].decode()
         facts = dict(line.split(":", 1) for line in about.splitlines() if ":" in line)
         connection.run_id = facts.get("run_id", "")
+        connection.is_cluster = "cluster" in {facts.get("redis_mode"), facts.get("server_mode")}
 
     def _gone(self, connection: Connection) -> None:
         if self.connection is connection:
@@ -249,7 +255,10 @@ def greeting() -> list[tuple[Word, ...]]:
 
 
 async def open_connection(
-    heard: Callable[[str], None], lost: Callable[[Connection], None], as_text: bool = True
+    heard: Callable[[str], None],
+    lost: Callable[[Connection], None],
+    as_text: bool = True,
+    address: Address | None = None,
 ) -> Connection:
     """Raises: OSError."""
     loop, where = asyncio.get_running_loop(), place()
@@ -257,9 +266,10 @@ async def open_connection(
     def make() -> Connection:
         return Connection(heard, lost, as_text)
 
-    if path := where.get("path"):
+    path = where.get("path")
+    if path and address is None:
         return (await loop.create_unix_connection(make, path))[1]
-    host, port = where.get("host", "localhost"), where.get("port", 6379)
+    host, port = address or (where.get("host", "localhost"), where.get("port", 6379))
     return (await loop.create_connection(make, host, port, ssl=tls(where) if where["tls"] else None))[1]
 
 

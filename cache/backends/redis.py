@@ -18,11 +18,12 @@ from cache.backends.refusals import refusal
 from cache.errors import CacheFull, CacheMiss, NotANumber
 from cache.models import NAME
 from core.callers import Namespace
+from core.cluster import ELSEWHERE, Cluster
 from core.database import rows
 from core.errors import SyrosError, Unavailable
 from core.runtime import runtime
 from core.types import MAX_NUMBER
-from core.valkey import Script, Valkey, Word, away
+from core.valkey import Connection, Script, Valkey, Word, away
 
 LUA = Path(__file__).parent.parent / "lua"
 RUN = 12  # letters of the server's run that a generation begins with
@@ -50,6 +51,8 @@ class RedisCache:
     def __init__(self, quota: Callable[[str], int | None]) -> None:
         self._quota = quota
         self.valkey = Valkey(None, lambda message: None, self._lost, as_text=False)
+        self.cluster = Cluster(self.valkey, self._lost)
+        self._is_cluster = False
         self._spaces: dict[str, str] = {}  # what names begin with, by namespace
         self._settling: dict[str, asyncio.Task[None]] = {}
 
@@ -71,12 +74,28 @@ class RedisCache:
         raise away()
 
     async def _ask_once(self, namespace: Namespace, what: Script, *words: Word) -> Any:
-        connection = self.valkey.connection or await self.valkey.ready()
+        connection = await self._connection(namespace)
         space, run = self._space(namespace), connection.run_id[:RUN]
         found: Any = await connection.run(what, space, run, *words)
-        if type(found) is ReplyError:
-            found = await self.valkey.again(connection, found, what, space, run, *words)
-        return found
+        if type(found) is not ReplyError:
+            return found
+        if str(found).startswith(ELSEWHERE):
+            # Only the map is trusted: while a slot moves it is nowhere, and where it then is, a generation begins.
+            await self.cluster.look_up()
+            raise away()
+        return await self.valkey.again(connection, found, what, space, run, *words)
+
+    async def _connection(self, namespace: Namespace) -> Connection:
+        """To the server that has the namespace.
+
+        Raises: Unavailable.
+        """
+        if not self._is_cluster:
+            connection = self.valkey.connection or await self.valkey.ready()
+            if not connection.is_cluster:
+                return connection
+            self._is_cluster = True
+        return await self.cluster.at(self._space(namespace))
 
     def _space(self, namespace: Namespace) -> str:
         name = namespace.name
@@ -195,7 +214,7 @@ class RedisCache:
         return found, f"{cursor}:0", True
 
     async def _names(self, namespace: Namespace, prefix: str, cursor: str) -> tuple[str, list[str]]:
-        connection = self.valkey.connection or await self.valkey.ready()
+        connection = await self._connection(namespace)
         begin = f"{self._space(namespace)}item:"
         following, names = self.valkey.checked(
             connection,
@@ -213,7 +232,7 @@ class RedisCache:
 
     async def add_counts(self, namespace: Namespace, counts: Mapping[str, int]) -> None:
         """Add to what is counted of a namespace."""
-        connection = self.valkey.connection or await self.valkey.ready()
+        connection = await self._connection(namespace)
         name = f"{self._space(namespace)}stats"
         asked = [connection.ask("HINCRBY", name, field, count) for field, count in counts.items()]
         asked.append(connection.ask("EXPIRE", name, KEPT_SECONDS))
@@ -222,7 +241,7 @@ class RedisCache:
 
     async def counts(self, namespace: Namespace) -> tuple[dict[str, int], int]:
         """What is counted of a namespace; how many bytes its values take, where it has a quota."""
-        connection = self.valkey.connection or await self.valkey.ready()
+        connection = await self._connection(namespace)
         space = self._space(namespace)
         asked = connection.ask("HGETALL", f"{space}stats"), connection.ask("HGET", f"{space}use", "all")
         counts, use = [self.valkey.checked(connection, reply) for reply in await asyncio.gather(*asked)]
@@ -249,10 +268,12 @@ class RedisCache:
         """Nothing: Redis forgets by itself."""
 
     def look(self) -> None:
-        self.valkey.look()
+        for each in (self.valkey, *self.cluster.connections()):
+            each.look()
 
     def close(self) -> None:
-        self.valkey.close()
+        for each in (self.valkey, *self.cluster.connections()):
+            each.close()
 
 
 def literal(text: str) -> str:

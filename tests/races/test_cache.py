@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import redis
 
+from core.cluster import slot_of
 from tests.faults.house import House
 from tests.races.cache_bugs import BUGS
 from tests.races.cachers import Board
 from tests.races.client import Client
-from tests.races.processes import ROOT, Syros, eventually, new_namespace, run
+from tests.races.nodes import Node, Nodes
+from tests.races.processes import ROOT, Syros, eventually, new_namespace, run, serving
 
 SECONDS = 12.0
 LONG = 5_000_000  # reads
@@ -114,6 +116,36 @@ def torment(house: House, race: Race) -> tuple[int, int]:
     return flushed, killed
 
 
+@pytest.fixture(scope="module")
+def nodes(house: House) -> Iterator[Nodes]:
+    found = Nodes(Path(tempfile.mkdtemp(prefix="syros-nodes-", dir=house.var))).start()
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def clustered(house: House, nodes: Nodes) -> Iterator[list[Syros]]:
+    """Two processes that know one node of a cluster."""
+    with serving({**house.environ, "REDIS_URL": nodes.url}, "c1", "c2") as found:
+        yield found
+
+
+def torment_node(node: Node, race: Race) -> tuple[int, int]:
+    flushed = killed = 0
+    chance = random.Random(7)
+    while race.is_on:
+        time.sleep(0.5 + chance.random())
+        if chance.random() < 0.6:
+            node.ask("FLUSHALL")
+            flushed += 1
+        else:
+            node.kill()
+            time.sleep(chance.random() * 0.5)
+            node.start()
+            killed += 1
+    return flushed, killed
+
+
 def check(found: dict[str, Any]) -> None:
     assert found["stale"] == []
     assert min(found["hits"], found["loads"], found["refused"]) > 20, found
@@ -129,6 +161,61 @@ def test_nothing_old_is_served_whatever_becomes_of_redis(house: House, syros: li
     found = race.results()
     check(found)
     assert min(flushed, killed, found["changes"], found["unavailable"]) > 0, found
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_nothing_old_is_served_by_a_cluster(
+    house: House, clustered: list[Syros], nodes: Nodes, number: int
+) -> None:
+    """The node that is killed has the namespace; once it is also the one that the processes were told of."""
+    node = nodes.nodes[number]
+    namespace = next(
+        name
+        for name in (new_namespace(house.postgres.url) for _ in range(100))
+        if nodes.owner(slot_of(f"{{{identity(house)}/{name}/0}}")) is node
+    )
+    race = Race(house, clustered, namespace, SECONDS)
+    flushed, killed = torment_node(node, race)
+    found = race.results()
+    check(found)
+    assert min(flushed, killed, found["changes"], found["unavailable"]) > 0, found
+
+
+def identity(house: House) -> str:
+    ((found,),) = house.query("select identity from syros.core_cluster")
+    return str(found.hex[:12])
+
+
+def test_a_slot_that_moved_to_another_node_is_followed(
+    house: House, clustered: list[Syros], nodes: Nodes
+) -> None:
+    namespace = new_namespace(house.postgres.url)
+    slot = slot_of(f"{{{identity(house)}/{namespace}/0}}")
+    source = nodes.owner(slot)
+    target = next(node for node in nodes.nodes if node is not source)
+
+    async def story() -> None:
+        async with Client(clustered[0].port, namespace) as a, Client(clustered[1].port, namespace) as b:
+            assert (await a.call("PUT", "cache/k", {"value": "old", "tags": ["red"]})).status == 200
+            assert (await b.call("GET", "cache/k"))["value"] == "old"
+            source_id, target_id = (node.ask("CLUSTER", "MYID") for node in (source, target))
+            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+            names = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000)
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "REPLACE", "KEYS", *names)
+            assert (await b.call("POST", "cache/invalidate", {"tags": ["red"]})).status == 503
+            for node in (target, source):
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+
+            async def works() -> bool:
+                reply = await a.call("PUT", "cache/j", {"value": 1})
+                assert (await b.call("GET", "cache/k")).code == "cache_miss"
+                return bool(reply["stored"])
+
+            await eventually(works, 10)
+            assert (await b.call("GET", "cache/j"))["value"] == 1
+
+    run(story())
 
 
 @pytest.mark.long
