@@ -10,6 +10,7 @@ from types import ModuleType
 from bench import (
     cache,
     crowds,
+    discovery,
     engine,
     events,
     graphql,
@@ -44,6 +45,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "cache": cache,
     "sagas": sagas,
     "crowds": crowds,
+    "discovery": discovery,
     "events": events,
     "graphql": graphql,
     "grpc": grpc,

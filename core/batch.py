@@ -273,6 +273,14 @@ class Transaction:
         """The event of that id in this namespace, or None."""
         return self._batch.event(self.namespace, event_id)
 
+    def recorded(self, stream: str, version: int) -> Entry | None:
+        """The event of that version of a stream in this namespace, or None: one that never was, or is gone."""
+        for entry in self._batch.entries:
+            if (entry.version, entry.stream, entry.namespace) == (version, stream, self.namespace):
+                return entry
+        found = self.look(log.OF_STREAM, str(self.namespace), stream, str(version))
+        return log.entry(self.namespace, found[0]) if found else None
+
     def answering(self, answer_id: str) -> Job | None:
         """The job that answers this key in this very batch."""
         return self._batch.answering.get(answer_id)

@@ -36,6 +36,7 @@ READ_BYTES = 16 << 20
 AFTER = page("id > %s and id <= %s", "id", FOLLOWED_BYTES)
 NAMED = f"""{SELECT} where namespace_id = $1 and event_id = any($2::uuid[])
 union all {SELECT} where namespace_id = $1 and event_id is null and id = any($3::bigint[])"""
+OF_STREAM = f"{SELECT} where namespace_id = $1::int and stream = $2 and version = $3::bigint"
 LAST = f"""select s.place, e.* from unnest(%s::text[]) with ordinality s(name, place) cross join lateral (
     {SELECT} where namespace_id = %s and stream = s.name order by version desc limit %s) e
 order by s.place, e.version desc"""

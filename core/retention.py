@@ -50,8 +50,8 @@ async def next_old(number: int, after: int, days: float, database: Pool) -> int 
     return found
 
 
-async def pruned(namespace: str) -> int:
-    """Up to which position some kind of a namespace's system streams is gone."""
-    ((position,),) = await pool.rows(PRUNED, between(namespace))
+async def pruned(namespace: str, kind: str = "") -> int:
+    """Up to which position some of a namespace's system streams are gone whose names begin so."""
+    ((position,),) = await pool.rows(PRUNED, between(namespace, kind))
     found: int = position
     return found

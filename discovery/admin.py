@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet, TextField
+from django.db.models import Q, QuerySet, TextField
 from django.db.models.functions import Cast, Left
 from django.http import HttpRequest
 from django.urls import reverse
@@ -28,14 +28,21 @@ from core.console import (
     stored_json,
     url_of,
 )
+from core.models import Session
+from discovery import rules
 from discovery.models import Instance, Service
+from discovery.places import LISTED, SERVICE_OF
 
 SHOWN = 200  # instances of one service
 SAID = 1000  # characters of tags that a line can have
-COUNTS = """select id, (select count(*) from discovery_instance i where i.id > a.id || '#' and i.id < a.id || '$'),
-    (select count(*) from discovery_instance i where i.id > a.id || '#' and i.id < a.id || '$'
-        and i.expires_at > clock_timestamp())
-from unnest(%s::text[]) a (id)"""
+OF_SERVICE = """from discovery_instance i
+    where i.id > s.id || '#' and i.id < s.id || '$' and i.status <> 'deregistered'"""
+COUNTS = f"""select s.id, (select count(*) {OF_SERVICE}), (select count(*) {OF_SERVICE} and {LISTED})
+from discovery_service s where s.id = any(%s)"""
+FIGURES = f"""select count(*) filter (where {LISTED}), count(*) filter (where not {LISTED}),
+    count(*) filter (where i.protected)
+from discovery_instance i join discovery_service s on {SERVICE_OF} where i.status <> 'deregistered'"""
+COLOURS = {"healthy": "success", "failing": "danger", "expired": "danger", "maintenance": "warning"}
 
 
 # -- services ----------------------------------------------------------------------------------------
@@ -43,13 +50,23 @@ from unnest(%s::text[]) a (id)"""
 
 @admin.register(Service)
 class ServiceAdmin(RecordAdmin):
-    """Services: how many instances of each there are, and how many of them are healthy."""
+    """Services: how many instances of each there are, and how many of them are healthy.
+
+    One in maintenance is listed to nobody, whatever its instances say. If too many fail at once, the last of them are
+    listed all the same: they are protected.
+    """
 
     reads = "services.find"
-    list_display = ("name", "namespace", "health", "instances")
+    actions = (each("services.maintenance", service="name"),)
+    list_display = ("name", "namespace", "health", "instances", "upkeep")
     list_filter = (NamespaceFilter,)
     search_help_text = "name prefix"
-    fields = (("name", "namespace"), ("health", "instances"))
+    fields = (
+        ("name", "namespace"),
+        ("health", "instances"),
+        ("upkeep", "protected"),
+        ("last_healthy", instant("failed_at")),
+    )
 
     def complete(self, rows: list[Any]) -> None:
         counts = {address: about for address, *about in fetch(COUNTS, [[row.pk for row in rows]])}
@@ -60,8 +77,14 @@ class ServiceAdmin(RecordAdmin):
     def name(self, service: Service) -> str:
         return service.name
 
+    @admin.display(description="maintenance")
+    def upkeep(self, service: Service) -> str:
+        return service.maintenance or "-"
+
     @admin.display(description="health")
     def health(self, service: Any) -> str:
+        if service.maintenance is not None:
+            return label("maintenance", "warning")
         if not service.healthy:
             return label("none healthy", "danger" if service.count else "")
         return label(
@@ -78,14 +101,14 @@ class ServiceAdmin(RecordAdmin):
 
 
 def instances_panel(service: Any) -> Panel:
-    of_service = with_tags(Instance.objects.filter(id__gt=f"{service.pk}#", id__lt=f"{service.pk}$"))
+    of_service = with_tags(there(Instance.objects.filter(id__gt=f"{service.pk}#", id__lt=f"{service.pk}$")))
     rows: list[list[Any]] = [
-        [link(url_of(Instance, each.pk), each.instance), state_of(each), address_of(each), each.weight,
-         brief(each.said), span(each.ttl_seconds), left_of(each)]
+        [link(url_of(Instance, each.pk), each.instance), state_of(each), address_of(each),
+         brief(each.reason or "") or "-", each.weight, brief(each.said), span(each.ttl_seconds), left_of(each)]
         for each in of_service.annotate(now=Clock()).order_by("id")[:SHOWN]
     ]  # fmt: skip
     more = f" (the first {SHOWN} of {service.count:,})" if service.count > SHOWN else ""
-    headers = ["instance", "state", "address", "weight", "tags", "TTL", "lease ends in"]
+    headers = ["instance", "state", "address", "reason", "weight", "tags", "TTL", "lease ends in"]
     return Panel(f"Instances{more}", headers, rows, "No instance is registered.")
 
 
@@ -97,36 +120,57 @@ class HealthFilter(Choice):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("healthy", "Healthy"), ("gone", "Not heard of in time")]
+        return [
+            ("healthy", "Healthy"), ("failing", "Failing"), ("maintenance", "In maintenance"),
+            ("gone", "Not heard of in time"), ("protected", "Protected"),
+        ]  # fmt: skip
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() == "healthy":
-            return queryset.filter(expires_at__gt=Clock())
-        return queryset.filter(expires_at__lte=Clock()) if self.value() == "gone" else queryset
+        if self.value() == "gone":
+            return queryset.filter(Q(status=rules.EXPIRED) | Q(expires_at__lte=Clock()))
+        if self.value() == "protected":
+            return queryset.filter(protected=True)
+        if self.value() in ("healthy", "failing", "maintenance"):
+            return queryset.filter(~Q(expires_at__lte=Clock()), status=self.value())
+        return queryset
 
 
 @admin.register(Instance)
 class InstanceAdmin(RecordAdmin):
-    """Instances. One that is deregistered comes back when it registers again."""
+    """Instances, and why they are what they are. One that is gone comes back when it registers again."""
 
     reads = "services.get"
-    unloaded = ("tags", "metadata")
-    actions = (each("services.deregister", service="service", instance_id="instance"),)
-    list_display = ("instance_id", "service_link", "namespace", "state", "at", "weight", "tag_list", "left")
+    unloaded = ("tags", "metadata", "checks", "flaps")
+    actions = (
+        each("services.maintenance", service="service", instance_id="instance"),
+        each("services.deregister", service="service", instance_id="instance"),
+    )
+    list_display = (
+        "instance_id",
+        "service_link",
+        "namespace",
+        "state",
+        "why",
+        "at",
+        "weight",
+        "tag_list",
+        "left",
+    )
     list_filter = (HealthFilter, NamespaceFilter)
     search_help_text = "prefix of service#instance"
     fields = (
         ("instance_id", "service_link"), ("namespace", "state"), ("at", "weight"), ("ttl", "left"),
-        (instant("registered_at"), instant("expires_at", "healthy until")), ("is_private", "tag_list"), "metadata_json",
+        ("why", instant("changed_at", "since")), (instant("registered_at"), instant("expires_at", "good until")),
+        ("incarnation", "session_link"), (instant("held_until", "held back until"), "upkeep"),
+        ("is_private", "tag_list"), "metadata_json",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         found: QuerySet[Any] = super().get_queryset(request)
-        return with_tags(found)
+        return with_tags(there(found))
 
     def name_of(self, row: Any) -> str:
-        state = "healthy" if row.expires_at > row.now else "not heard of in time"
-        return f"{row} at {address_of(row)}: {state}"
+        return f"{row} at {address_of(row)}: {status_of(row)}"
 
     @admin.display(description="instance")
     def instance_id(self, instance: Instance) -> str:
@@ -139,6 +183,20 @@ class InstanceAdmin(RecordAdmin):
     @admin.display(description="state")
     def state(self, instance: Any) -> str:
         return state_of(instance)
+
+    @admin.display(description="reason")
+    def why(self, instance: Any) -> str:
+        return brief(instance.reason or "") or "-"
+
+    @admin.display(description="maintenance")
+    def upkeep(self, instance: Instance) -> str:
+        return instance.maintenance or "-"
+
+    @admin.display(description="lives with the session")
+    def session_link(self, instance: Instance) -> str:
+        if instance.session is None:
+            return "-"
+        return link(url_of(Session, f"{instance.namespace}/{instance.session}"), instance.session)
 
     @admin.display(description="address")
     def at(self, instance: Instance) -> str:
@@ -165,22 +223,53 @@ class InstanceAdmin(RecordAdmin):
         return stored_json(instance, "metadata")
 
     def panels(self, instance: Instance) -> Iterable[Panel]:
+        yield checks_panel(instance)
         service = Service(id=f"{instance.namespace}/{instance.service}")
         yield last_events(service.namespace, service.stream)
 
 
+def checks_panel(instance: Instance) -> Panel:
+    colours = {"passing": "success", "failing": "danger"}
+    rows: list[list[Any]] = [
+        [check["kind"], check["path"] or "-", label(check["state"], colours.get(check["state"], "")),
+         brief(check["message"]) or "-", span(check["interval_seconds"]), span(check["timeout_seconds"]),
+         f"{check['failures']} / {check['successes']}"]
+        for check in rules.checks_of(instance)
+    ]  # fmt: skip
+    headers = ["check", "path", "state", "message", "every", "time-out", "failures / successes that count"]
+    return Panel("Checks", headers, rows, "Nothing is checked: it is healthy as long as it is heard of.")
+
+
+def there(instances: QuerySet[Any]) -> QuerySet[Any]:
+    """Those that are there, and those that went without a word."""
+    return instances.exclude(status=rules.DEREGISTERED)
+
+
 def with_tags(instances: QuerySet[Any]) -> QuerySet[Any]:
     found: QuerySet[Any] = instances.annotate(said=Left(Cast("tags", TextField()), SAID))
-    return found.defer("tags", "metadata")
+    return found.defer("tags", "metadata", "checks", "flaps")
+
+
+def is_overdue(instance: Any) -> bool:
+    return instance.expires_at is not None and instance.expires_at <= instance.now
+
+
+def status_of(instance: Any) -> str:
+    return rules.EXPIRED if is_overdue(instance) else str(instance.status)
 
 
 def state_of(instance: Any) -> str:
-    if instance.expires_at > instance.now:
-        return label("healthy", "success")
-    return label(f"gone for {span(instance.now - instance.expires_at)}", "danger")
+    status = status_of(instance)
+    since = instance.expires_at or instance.changed_at
+    text = f"gone for {span(instance.now - since)}" if status == rules.EXPIRED and since else status
+    if instance.protected:
+        return label(f"{text}, protected", "warning")
+    return label(text, COLOURS.get(status, ""))
 
 
 def left_of(instance: Any) -> str:
+    if instance.expires_at is None:
+        return "-" if instance.status in rules.GONE else "with its session"
     return span(instance.expires_at - instance.now) if instance.expires_at > instance.now else "-"
 
 
@@ -195,9 +284,7 @@ def address_of(instance: Instance) -> str:
 @on_front_page("services.find")
 def healthy_instances() -> Iterable[Figure | Panel]:
     """How many instances are healthy, and how many were, a short while ago."""
-    ((healthy, gone),) = fetch(
-        "select count(*) filter (where expires_at > clock_timestamp()), count(*) filter (where expires_at <= "
-        "clock_timestamp()) from discovery_instance"
-    )
-    note = f"{gone:,} not heard of in time" if gone else ""
+    ((healthy, others, protected),) = fetch(FIGURES)
+    said = [f"{others:,} not" if others else "", f"{protected:,} protected" if protected else ""]
+    note = ", ".join(filter(None, said))
     yield Figure("Instances healthy", f"{healthy:,}", note, reverse("admin:discovery_instance_changelist"))

@@ -1,12 +1,22 @@
-"""Where instances are, as a process remembers it: read twice a second, for those who call them often."""
+"""Where instances are, as a process remembers it: looked after twice a second, for those who call them often."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from random import choices
 
 from core.database import rows
+from discovery.places import LISTED, OVERDUE, SERVICE_OF
 
-ALIVE = """select id, address, port, scheme, weight, may_be_private from discovery_instance
-    where expires_at > clock_timestamp()"""
+# Whatever changes who is listed is an event of its service; but for time, where the sweep does not come in time.
+STATE = f"""select coalesce(sum(version), 0)::bigint, count(*),
+    (select count(*) from discovery_instance i where {OVERDUE}) from discovery_service"""
+VERSIONS = "select id, version from discovery_service"
+PLACES = f"""select i.id, i.address, i.port, i.scheme, i.weight, i.may_be_private
+    from discovery_service s join discovery_instance i on i.id > s.id || '#' and i.id < s.id || '$'
+    where s.id = any(%s) and {LISTED}"""
+ALL_PLACES = f"""select i.id, i.address, i.port, i.scheme, i.weight, i.may_be_private
+    from discovery_instance i join discovery_service s on {SERVICE_OF} where {LISTED}"""
+FEW = 20  # services that are read one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +32,12 @@ class Place:
 
 
 class Directory:
-    """The healthy instances of all services, by `namespace/service`."""
+    """The instances of all services that lookups list as healthy, by `namespace/service`."""
 
     def __init__(self) -> None:
         self._places: dict[str, list[Place]] = {}
+        self._versions: dict[str, int] = {}  # of the services, as they were read
+        self._state: tuple[int, ...] = ()
         self.is_read = False
 
     @property
@@ -33,27 +45,52 @@ class Directory:
         return list(self._places)
 
     async def refresh(self) -> None:
-        """Read them again.
+        """Read again what has changed.
 
         Raises: Unavailable.
         """
+        (state,) = await rows(STATE)
+        if state == self._state and not state[-1]:
+            return
+        versions: dict[str, int] = dict(await rows(VERSIONS))
+        changed = [each for each, version in versions.items() if version != self._versions.get(each)]
+        if len(changed) > FEW or state[-1] or not self.is_read:
+            self._places = await self._read(ALL_PLACES, ())
+        else:
+            found = await self._read(PLACES, changed)
+            for service in changed:
+                self._keep(service, found.get(service, []))
+        self._versions, self._state, self.is_read = versions, state, True
+
+    @staticmethod
+    async def _read(statement: str, services: Collection[str]) -> dict[str, list[Place]]:
         found: dict[str, list[Place]] = {}
-        for address, *about in await rows(ALIVE):
+        for address, *about in await rows(statement, [services] if services else ()):
             service, _, instance = address.partition("#")
             found.setdefault(service, []).append(Place(instance, *about))
-        self._places, self.is_read = found, True
+        return found
 
     def note(self, service: str, place: Place) -> None:
         """An instance that this process has just registered."""
-        self.forget(service, place.instance)
-        self._places.setdefault(service, []).append(place)
+        self._keep(service, [*self._others(service, place.instance), place])
 
     def forget(self, service: str, instance: str) -> None:
-        left = [place for place in self._places.get(service, ()) if place.instance != instance]
-        if left:
-            self._places[service] = left
+        self._keep(service, self._others(service, instance))
+
+    def forget_all(self, service: str) -> None:
+        self._keep(service, [])
+
+    def _others(self, service: str, instance: str) -> list[Place]:
+        return [place for place in self._places.get(service, ()) if place.instance != instance]
+
+    def _keep(self, service: str, places: list[Place]) -> None:
+        if places:
+            self._places[service] = places
         else:
             self._places.pop(service, None)
+
+    def places(self, service: str) -> list[Place]:
+        return self._places.get(service, [])
 
     def has(self, service: str) -> bool:
         return service in self._places

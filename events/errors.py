@@ -1,6 +1,7 @@
 """What the event store can refuse."""
 
 from core.errors import Conflict
+from core.following import PositionAhead
 from core.tail import PositionPruned
 
 __all__ = ["EventIdConflict", "PositionAhead", "PositionPruned", "WrongExpectedVersion"]
@@ -12,7 +13,3 @@ class WrongExpectedVersion(Conflict):
 
 class EventIdConflict(Conflict):
     """Some of these event ids were used before, but not all of them, or not in this way."""
-
-
-class PositionAhead(Conflict):
-    """This log has not reached that position: it is from another log or a later past."""

@@ -1,28 +1,25 @@
 """The event operations."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from time import monotonic
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from core import log
+from core import following, log
 from core.batch import Transaction
 from core.callers import Call
 from core.database import rows
 from core.encoding import decode
 from core.errors import Invalid
+from core.following import grew, head_for, start_of, tail
 from core.log import Entry, RecordedEvent, place_id
 from core.models import Event, Stream, log_id
 from core.operations import command, nested, query
-from core.retention import pruned
-from core.runtime import runtime
-from core.tail import Tail
 from core.types import EventId, Instant, Json, Limit, Object, Position, Prefix, Text, Wait
 from events import rules
-from events.errors import PositionAhead, PositionPruned
 from events.types import (
     Appended,
     AppendedBatch,
@@ -244,9 +241,9 @@ async def read_all(
     """
     choice = Choice(category, prefix, (event_type,) if event_type else (), system)
     position = max(from_position, 1)
-    head = await head_for(call, position, choice)
+    head = await head_for(call, position, choice.kind)
     started = monotonic()
-    with following().listening(call.namespace.number) as grown:
+    with tail().listening(call.namespace.number) as grown:
         while True:
             grown.clear()
             page = await log_page(call.namespace.number, position, head, choice, limit)
@@ -256,25 +253,8 @@ async def read_all(
             if not page.has_more:
                 if took >= wait_seconds or not await grew(grown, wait_seconds - took):
                     return page
-                _, head = await following().bounds(call.namespace.number)
+                _, head = await tail().bounds(call.namespace.number)
             position = page.next_position
-
-
-def following() -> Tail:
-    assert runtime.tail, "reads come through a serving runtime"
-    return runtime.tail
-
-
-async def grew(grown: asyncio.Event, seconds: float) -> bool:
-    """Wait for the log to grow; False if it did not in this time."""
-    try:
-        async with asyncio.timeout(
-            seconds
-        ):  # wait_for makes a task of it, which costs more than all the rest
-            await grown.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +269,11 @@ class Choice:
     @property
     def takes_system(self) -> bool:
         return self.system or self.prefix.startswith("$")
+
+    @property
+    def kind(self) -> str | None:
+        """How the names of the system streams begin that are wanted, if any are."""
+        return "" if self.takes_system else None
 
     def takes(self, entry: Entry) -> bool:
         stream = entry.stream
@@ -314,22 +299,6 @@ class Choice:
             found.append("type = any(%s)")
             values.append(list(self.event_types))
         return " and ".join(found), values
-
-
-async def head_for(call: Call, position: int, choice: Choice) -> int:
-    """The head of the log, if this position is readable in it.
-
-    Raises: PositionPruned, PositionAhead.
-    """
-    floor, head = await following().bounds(call.namespace.number)
-    if position <= floor:
-        raise PositionPruned(f"The log begins at {floor + 1}.", floor=floor, position=position)
-    if position > head + 1:
-        raise PositionAhead(f"The log ends at {head}.", head=head, position=position)
-    # Who begins at the start takes what there is; who goes on would miss what is gone.
-    if position > 1 and choice.takes_system and position <= (gone := await pruned(call.namespace.name)):
-        raise PositionPruned(f"History is kept from {gone + 1} on.", floor=gone, position=position)
-    return head
 
 
 async def log_page(number: int, position: int, head: int, choice: Choice, limit: int) -> LogPage:
@@ -367,31 +336,18 @@ async def follow(
 
     Errors: `position_pruned` (410), `position_ahead` (409).
     """
-    number, tail = call.namespace.number, following()
     wanted = frozenset(streams)
     choice = Choice(category, prefix, tuple(event_types), system or any(s.startswith("$") for s in streams))
-    if from_position is None:
-        _, position = await tail.bounds(number)
-    else:
-        position = max(from_position, 1) - 1
-        await head_for(call, position + 1, choice)
-    yield {"heartbeat": {"position": position}}
-    due = monotonic() + heartbeat_seconds
-    with tail.listening(number) as grown:
-        while True:
-            grown.clear()
-            while entries := await tail.after(number, position):
-                for entry in entries:
-                    position = entry.position
-                    if choice.takes(entry) and (not wanted or entry.stream in wanted):
-                        yield {"event": entry.shared()}
-                if monotonic() >= due:
-                    yield {"heartbeat": {"position": position}}
-                    due = monotonic() + heartbeat_seconds
-            # Also while the log grows with what is not wanted: who resumes has to know how far it came.
-            if monotonic() >= due or not await grew(grown, due - monotonic()):
-                yield {"heartbeat": {"position": position}}
-                due = monotonic() + heartbeat_seconds
+
+    def item(entry: Entry) -> dict[str, Any] | None:
+        is_wanted = choice.takes(entry) and (not wanted or entry.stream in wanted)
+        return {"event": entry.shared()} if is_wanted else None
+
+    position = await start_of(call, from_position, choice.kind)
+    items = following.follow(call.namespace.number, position, item, heartbeat_seconds)
+    async with aclosing(items):
+        async for found in items:
+            yield found
 
 
 @query("GET events/{stream_id}/info", name="streams.get", returns=StreamInfo, hot=True)

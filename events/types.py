@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from core.following import Heartbeat
 from core.log import RecordedEvent
 from core.operations import not_reserved
 from core.types import AnyName, EventId, Json, Name, Object, Position, Text
@@ -74,11 +75,6 @@ class LogPage:
     next_position: int
     head: int
     has_more: bool
-
-
-@dataclass(slots=True)
-class Heartbeat:
-    position: int
 
 
 @dataclass(slots=True)

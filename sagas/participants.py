@@ -21,11 +21,12 @@ from django.conf import settings
 from google.protobuf.message import DecodeError
 
 from core.callers import Namespace
+from discovery.addresses import Addresses, NotSent
 from discovery.directory import Place, directory
-from sagas.grpc_client import Client as GrpcClient
-from sagas.grpc_client import Reply
-from sagas.http import MAX_BODY, Addresses, Broken, NotSent, Response
-from sagas.http import Client as HttpClient
+from discovery.grpc_client import Client as GrpcClient
+from discovery.grpc_client import Reply
+from discovery.http import MAX_BODY, Broken, Response
+from discovery.http import Client as HttpClient
 from sagas.participant_messages import METHOD
 from sagas.participant_messages import Request as CarryOutRequest
 from sagas.participant_messages import Response as CarryOutResponse
@@ -130,7 +131,7 @@ async def ask_over_http(place: Place, attempt: Attempt) -> Outcome:
     """Raises: NotSent, Broken, TimeoutError."""
     tls = place.scheme == "https"
     async with asyncio.timeout(attempt.timeout):
-        response = await http_client.post(
+        response = await http_client.send(
             place.host, place.port, tls, place.may_be_private, request(attempt, place)
         )
     return meaning(response)

@@ -3,6 +3,7 @@
 A secret may also come from a file: `JWT_SECRET_FILE=/run/secrets/jwt`.
 """
 
+import base64
 import hashlib
 import hmac
 import json
@@ -14,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.urls import reverse_lazy
 from django.utils.module_loading import import_string
 from psycopg.conninfo import conninfo_to_dict
@@ -76,6 +78,20 @@ SERVER_HOST = env("SERVER_HOST", "0.0.0.0", "server.host")
 REST_PORT = envint("REST_PORT", 8080, "server.port")
 GRPC_PORT = envint("GRPC_PORT", 9090, "server.grpc_port")
 WS_PORT = envint("WS_PORT", 8081, "server.websocket_port")
+# 0: none. It answers for what is below the domain, and what it says is good for so many seconds.
+DNS_PORT = envint("DNS_PORT", 0, "discovery.dns.port")
+DNS_HOST = env("DNS_HOST", "", "discovery.dns.host") or SERVER_HOST
+DNS_DOMAIN = env("DNS_DOMAIN", "syros", "discovery.dns.domain")
+DNS_TTL = envint("DNS_TTL", 2, "discovery.dns.ttl")
+# A Consul beside Syros: empty, none.
+DISCOVERY_CONSUL_URL = env("DISCOVERY_CONSUL_URL", "", "discovery.consul.url")
+DISCOVERY_CONSUL_TOKEN = env("DISCOVERY_CONSUL_TOKEN", "", "discovery.consul.token")
+DISCOVERY_CONSUL_DATACENTER = env("DISCOVERY_CONSUL_DATACENTER", "", "discovery.consul.datacenter")
+DISCOVERY_CONSUL_ADDRESS = env("DISCOVERY_CONSUL_ADDRESS", "", "discovery.consul.address")
+DISCOVERY_CONSUL_NAMESPACE = env("DISCOVERY_CONSUL_NAMESPACE", "default", "discovery.consul.namespace")
+DISCOVERY_CONSUL_PREFIX = env("DISCOVERY_CONSUL_PREFIX", "", "discovery.consul.prefix")
+DISCOVERY_CONSUL_TAG = env("DISCOVERY_CONSUL_TAG", "", "discovery.consul.tag")
+DISCOVERY_CONSUL_KEEP_SECONDS = envint("DISCOVERY_CONSUL_KEEP_SECONDS", 300, "discovery.consul.keep_seconds")
 # Files in PEM: gRPC speaks TLS where there is a certificate, and where there is an authority for clients, only with
 # those that have a certificate of it.
 GRPC_TLS_CERT = env("GRPC_TLS_CERT")
@@ -104,10 +120,37 @@ SECRET_IS_KEPT = not JWT_SECRET and (
 )
 if SECRET_IS_KEPT:
     JWT_SECRET = kept_secret(KEPT_SECRET)
+
+
+def sealing_keys(text: str) -> list[bytes]:
+    """Keys of 32 bytes, in base64, between commas: the first one seals, all of them open."""
+    found = [
+        base64.urlsafe_b64decode(each.strip().replace("+", "-").replace("/", "_"))
+        for each in text.split(",")
+        if each.strip()
+    ]
+    if any(len(key) != 32 for key in found):
+        raise ImproperlyConfigured(
+            "SYROS_CONFIG_KEYS: keys of 32 bytes in base64, as `openssl rand -base64 32` makes"
+        )
+    return found
+
+
+CONFIG_KEYS = sealing_keys(env("SYROS_CONFIG_KEYS", "", "config.keys"))
+if DEV and not CONFIG_KEYS:
+    CONFIG_KEYS = [bytes.fromhex(kept_secret(VAR / "secrets" / "config"))]
+# A prefix of etcd that is followed as configuration, under another one, in one namespace.
+CONFIG_ETCD_URL = env("CONFIG_ETCD_URL", "", "config.etcd_url")
+CONFIG_ETCD_PREFIX = env("CONFIG_ETCD_PREFIX")
+CONFIG_ETCD_INTO = env("CONFIG_ETCD_INTO", "etcd/")
+CONFIG_ETCD_NAMESPACE = env("CONFIG_ETCD_NAMESPACE", "default")
 QUEUE_LIMIT = envint("SYROS_QUEUE_LIMIT", 10_000)
 IDEMPOTENCY_HOURS = envint("SYROS_IDEMPOTENCY_HOURS", 72)
 LOCK_HISTORY_DAYS = envint("SYROS_LOCK_HISTORY_DAYS", 7)
+CONFIG_HISTORY_DAYS = envint("SYROS_CONFIG_HISTORY_DAYS", 0)  # 0: kept for ever
 SAGA_HISTORY_DAYS = envint("SYROS_SAGA_HISTORY_DAYS", 30)
+# Of a service's instances that were well of late so many stay listed, whatever fails; 0: as many as are well.
+PROTECTED_SHARE = min(max(float(env("SYROS_PROTECTED_SHARE", "0.5", "discovery.protected_share")), 0.0), 1.0)
 
 
 def derived(purpose: str) -> str:
@@ -138,6 +181,7 @@ INSTALLED_APPS = [
     "events",
     "discovery",
     "cache",
+    "config",
     "sagas",
     "api",
     "syros_project.apps.AdminConfig",
@@ -251,7 +295,14 @@ SPECTACULAR_SETTINGS = {
         }
     },
     "SECURITY": [{"bearer": []}, {"apiKey": []}],
-    "ENUM_NAME_OVERRIDES": {"StepKindEnum": ["call", "sleep", "signal", "saga"]},
+    "ENUM_NAME_OVERRIDES": {
+        "StepKindEnum": ["call", "sleep", "signal", "saga"],
+        "CheckKindEnum": ["http", "tcp", "grpc"],
+        "StatusEnum": (
+            "scheduled running paused compensating attention succeeded compensated failed terminated".split()
+        ),
+        "InstanceStatusEnum": ["healthy", "failing", "maintenance", "expired"],
+    },
 }
 
 

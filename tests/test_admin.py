@@ -25,6 +25,8 @@ from core.runtime import runtime
 from tests.doors import Lane, Python, Served
 from tests.test_locks import until
 
+pytestmark = pytest.mark.usefixtures("few_to_choose")
+
 # Every page of the site, so that one that is registered later is looked at too.
 MODELS = [model._meta.label for model in admin.site._registry]
 RECORDS = [label for label in MODELS if not label.startswith("auth.")]
@@ -48,18 +50,6 @@ def browser(account: Any, **options: Any) -> Client:
     )
     client.force_login(account)
     return client
-
-
-@pytest.fixture(autouse=True)
-def few_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests before this one left thousands of namespaces; a page that offers twenty takes half the time."""
-    monkeypatch.setattr(lists, "LISTED_NAMESPACES", 20)
-
-
-@pytest.fixture
-def few_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For who looks for nothing that is there: a search in a thousand namespaces takes a second."""
-    monkeypatch.setattr(lists, "MOST_NAMESPACES", 20)
 
 
 @pytest.fixture(scope="module")
@@ -721,7 +711,7 @@ UNLOADED = {
     "sagas.Definition": ("body",),
     "sagas.Schedule": ("input",),
     "sagas.Task": ("body", "lease_token"),
-    "discovery.Instance": ("tags", "metadata"),
+    "discovery.Instance": ("tags", "metadata", "checks", "flaps"),
 }
 
 
@@ -917,16 +907,16 @@ def test_holds_that_ran_out_unnoticed_are_not_counted(root: Client, lane: Lane) 
     for key, owners in (("one", ["ann", "ben"]), ("none", ["cid"])):
         for owner in owners:
             lane("locks.acquire", key=key, owner=owner, capacity=9, permits=2, ttl_seconds=600)
-    held = int(locks_held().replace(",", ""))
     here = {"namespace": lane.namespace}
     with transaction.atomic():
+        held = int(locks_held().replace(",", ""))
         overdue = Hold.objects.filter(id__startswith=f"{lane.namespace}/", owner__in=["ann", "cid"])
         assert overdue.update(expires_at=past) == 2
         Lock.objects.filter(id__startswith=f"{lane.namespace}/").update(expires_at=past)
+        now_held = int(locks_held().replace(",", ""))
         one, none = (cells(root, "locks.Lock", f"{lane.namespace}/{key}") for key in ("one", "none"))
         found = [shown(root, "locks.Lock", **here, held=held) for held in "10"]
         by_owner = [shown(root, "locks.Lock", **here, q=f"owner:{owner}") for owner in ("ann", "ben", "cid")]
-        now_held = int(locks_held().replace(",", ""))
         transaction.set_rollback(True)
     assert (one["state"], one["owners"], one["permits"]) == ("held", "ben", "2 of 9")
     assert (none["state"], none["owners"], none["permits"], none["left"]) == ("free", "-", "0 of 9", "-")
@@ -1045,7 +1035,10 @@ def test_a_waiter_of_a_dead_process_is_seen_as_such(
     assert (found.count("alive"), len(re.findall(r">\s*gone\s*<", found))) == (1, 1)
 
 
-def test_events_are_found_by_stream_prefix_id_and_position(root: Client, lane: Lane) -> None:
+def test_events_are_found_by_stream_prefix_id_and_position(
+    root: Client, lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.console.lists.MOST_NAMESPACES", 100_000)  # there is one for each test before
     chosen, name = str(uuid4()), lane.namespace
     for stream in ("order-1", "order-2", "orderx"):
         lane("events.append", stream_id=stream, event_type="t", data={})

@@ -27,6 +27,8 @@ from tests.test_admin import (
 )
 from tests.test_locks import until
 
+pytestmark = pytest.mark.usefixtures("few_to_choose")
+
 RETRY = {"backoff_strategy": "fixed", "initial_delay_seconds": 0.05, "jitter": "none", "max_attempts": 2}
 GATE = {"name": "gate", "kind": "signal", "timeout_seconds": 3600}
 VERBS = ["sagas.cancel", "sagas.pause", "sagas.resume", "sagas.retry", "sagas.signal", "sagas.terminate",
@@ -472,7 +474,7 @@ def test_no_verb_without_the_token_of_the_page(lane: Lane) -> None:
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_odd_answers_break_nothing(operator: Client, lane: Lane, odd: str) -> None:
+def test_odd_answers_break_nothing(operator: Client, lane: Lane, few_to_search: None, odd: str) -> None:
     address = is_so(lane, start(lane, GATE), "running")
     for operation in VERBS:
         said = {"confirmed": "yes", "reason": odd, "step": odd, "signal": odd, "payload": odd, "output": odd}

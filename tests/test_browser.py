@@ -14,7 +14,10 @@ from tests.browser import CHROMIUM, Browser
 from tests.doors import Lane, Served
 from tests.test_admin import sagas_of_every_kind
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)"),
+    pytest.mark.usefixtures("few_to_choose"),
+]
 
 # Where the documents' pictures are: SYROS_TEST_PICTURES=docs/img takes them anew.
 PICTURES = os.environ.get("SYROS_TEST_PICTURES")

@@ -27,12 +27,14 @@ import httpx
 import pytest
 from django.conf import settings
 from django.core.management import get_commands, load_command_class
+from dnslib import RCODE, DNSRecord
 from grpc import StatusCode
 
 from api.pages import known
 from core import serving
 from core.errors import SyrosError
 from core.operations import registry
+from tests.consul import Consul
 from tests.doors import free_port
 from tests.servers import WORKER, database
 
@@ -207,6 +209,8 @@ class Place:
     folder: Path
     port: int
     grpc_port: int = 0
+    dns_port: int = 0
+    consul_port: int = 0
 
 
 def run(text: str, place: Place) -> Iterator[str]:
@@ -216,6 +220,8 @@ def run(text: str, place: Place) -> Iterator[str]:
     for number, step in enumerate(todo):
         body = step.block.text.replace("localhost:8080", f"localhost:{place.port}")
         body = body.replace("localhost:9090", f"localhost:{place.grpc_port}")
+        body = body.replace("localhost:8600", f"localhost:{place.dns_port}")
+        body = body.replace("localhost:8500", f"localhost:{place.consul_port}")
         script.append(f"step={number}\n{{\n{body}}} > {number}.out 2> {number}.err")
     shell = subprocess.run(
         ["bash", "-c", "\n".join([*script, "wait", "touch done"])], cwd=place.folder, timeout=120, check=False,
@@ -298,23 +304,37 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     for name in ("manage.py", "proto", "examples"):
         (folder / name).symlink_to(ROOT / name)
     install(folder / "bin" / "syros")
-    grpc_port = free_port()
+    grpc_port, dns_port = free_port(), free_port()
     url = database(f"syros_docs_{WORKER}")
     kept = {name: value for name, value in os.environ.items() if name != "JWT_SECRET"}
+    consul = Consul().start()
+    kept |= {"DISCOVERY_CONSUL_URL": consul.url, "DISCOVERY_CONSUL_TAG": "sagas"}
     with serving.listen("127.0.0.1", 0) as listener, (folder / "serve.log").open("wb") as log:
         port = listener.getsockname()[1]
         command = ["manage.py", "serve", "--fd", str(listener.fileno()), "--port", str(port)]
-        command += ["--grpc-port", str(grpc_port)]
+        command += ["--grpc-port", str(grpc_port), "--dns-port", str(dns_port)]
         server = subprocess.Popen(
             [sys.executable, *command], cwd=folder, pass_fds=[listener.fileno()], stdout=log, stderr=log,
             env={**kept, "DATABASE_URL": url, "SYROS_DEV": "1", "SYROS_VAR": str(folder / "var")},
         )  # fmt: skip
     try:
-        assert is_ready(port), (folder / "serve.log").read_text()
-        yield Place(folder, port, grpc_port)
+        assert is_ready(port) and knows_services(dns_port), (folder / "serve.log").read_text()
+        yield Place(folder, port, grpc_port, dns_port, consul.port)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(40)
+        consul.stop()
+
+
+def knows_services(dns_port: int) -> bool:
+    """Half a second after it is ready, sooner than a reader comes."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        answer = DNSRecord.question("svc.syros").send("127.0.0.1", dns_port, timeout=10)
+        if DNSRecord.parse(answer).header.rcode == RCODE.NOERROR:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def is_ready(port: int) -> bool:

@@ -19,9 +19,10 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from sagas import grpc_client
-from sagas.grpc_client import Client, Reply
-from sagas.http import Addresses, Broken, NotSent
+from discovery import grpc_client
+from discovery.addresses import Addresses, NotSent
+from discovery.grpc_client import Client, Reply
+from discovery.http import Broken
 from sagas.participant_messages import METHOD, Request
 from tests.doors import Door, Lane, Refused, free_port
 from tests.grpc_participant import GrpcParticipant, Refuse, after_a_request, something_else

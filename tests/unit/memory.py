@@ -16,6 +16,8 @@ from core.log import Entry
 from core.models import Process, Session
 from core.operations import registry
 from core.records import Table, table
+from discovery.models import Instance
+from discovery.services import registering
 from locks.models import Claim, Hold, Lock
 from locks.services import deadlocks, elections, holds, queues, upkeep
 
@@ -188,6 +190,10 @@ def overdue(memory: Memory) -> Rows:
             if row["ended_at"] is None and row["expires_at"] <= memory.now]  # fmt: skip
 
 
+def registered(memory: Memory, session: str) -> Rows:
+    return addresses(of_session(memory, Instance, session))
+
+
 def orphans(memory: Memory) -> Rows:
     processes = memory.rows(Process)
     alive = {name for name, row in processes.items() if row["expires_at"] > memory.now}
@@ -227,4 +233,5 @@ ANSWERS: dict[str, Callable[..., Rows]] = {
     upkeep.ORPHANS: orphans,
     upkeep.CONTENDED: contended,
     upkeep.FORGOTTEN: forgotten,
+    registering.OF_SESSION: registered,
 }

@@ -17,11 +17,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.callers import Namespace
 from core.encoding import encode
+from discovery.addresses import is_allowed
 from discovery.directory import Place
+from discovery.grpc_client import Reply
+from discovery.http import Response
 from discovery.types import Address
 from sagas import participants
-from sagas.grpc_client import Reply
-from sagas.http import Response, is_allowed
 from sagas.participant_messages import Request as CarryOutRequest
 from sagas.participant_messages import Response as CarryOutResponse
 from sagas.participants import Attempt, meaning, meaning_of_reply, message, request, signature

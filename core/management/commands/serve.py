@@ -34,6 +34,7 @@ class Command(BaseCommand):
         parser.add_argument("--port", type=int, default=settings.REST_PORT)
         parser.add_argument("--ws-port", type=int, default=settings.WS_PORT)
         parser.add_argument("--grpc-port", type=int, default=settings.GRPC_PORT)
+        parser.add_argument("--dns-port", type=int, default=settings.DNS_PORT)
         parser.add_argument("--workers", type=int, help="processes that serve; without a role two, else one")
         parser.add_argument("--fd", type=int, nargs="*", help="inherited listening sockets, for one process")
 
@@ -59,19 +60,35 @@ class Command(BaseCommand):
         )
         if servers:
             servers.watch()
-        from syros_project.asgi import doors
-
+        opened = open_doors(listeners, options)
         grpc = ["--host", options["host"], "--grpc-port", str(options["grpc_port"] * serves_grpc(options))]
         with (
             serving.Workers(others, {**environment(), **of_role()}, ["beside", *grpc]) as beside,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            port = options["grpc_port"] if serves_grpc(options) else 0
-            runner.run(serving.serve(doors(listeners, options["host"], port), beside))
+            runner.run(serving.serve(opened, beside))
 
 
 def serves_grpc(options: dict[str, Any]) -> bool:
     return options["role"] not in ("web", "worker")
+
+
+def open_doors(listeners: list[socket.socket], options: dict[str, Any]) -> list[serving.Door]:
+    """Raises: CommandError, when DNS cannot have its port, or a setting of it or of Consul is wrong."""
+    from syros_project.asgi import doors, doors_of_one
+
+    found = doors(listeners, options["host"], options["grpc_port"] if serves_grpc(options) else 0)
+    if options["role"] == "beside":
+        return found
+    # Only those that work know where services are.
+    dns = options["dns_port"] if settings.WORKS else 0
+    try:
+        return [*found, *doors_of_one(options["port"] if listeners else 0, dns)]
+    except OSError as error:
+        place = f"{settings.DNS_HOST}:{dns}"
+        raise CommandError(f"Cannot listen on {place} (DNS_PORT): {error.strerror}.") from error
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 def open_ports(options: dict[str, Any], count: int) -> list[list[socket.socket]]:
@@ -208,6 +225,8 @@ def known_password() -> str | None:
 def greet(out: Any, options: dict[str, Any]) -> None:
     base = f"http://localhost:{options['port']}"
     password = known_password()
+    port = options["dns_port"]
+    dns = f"\n  DNS      dig @localhost -p {port} SRV <service>.svc.{settings.DNS_DOMAIN}" if port else ""
     login = f"admin / {password}" if password else "as you have set it"
     out.write(f"""
 Syros {settings.VERSION}
@@ -216,7 +235,7 @@ Syros {settings.VERSION}
   Health   {base}/health
   GraphQL  {base}/graphql
   gRPC     localhost:{options["grpc_port"]}
-  Socket   ws://localhost:{options["port"]}/ws
+  Socket   ws://localhost:{options["port"]}/ws{dns}
 
 A first lock:
   curl -X POST {base}/api/v1/locks -H "Content-Type: application/json" \\

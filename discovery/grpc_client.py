@@ -1,8 +1,8 @@
-"""Calling participants over gRPC: channels that are kept, answers that are bounded, addresses that are allowed.
+"""Calling instances over gRPC: channels that are kept, answers that are bounded, addresses that are allowed.
 
-The only module of sagas that knows grpcio, which does as little by itself as it can be told to: it resolves no names,
-takes no proxy, sends nothing twice, unpacks nothing. It is imported at once, because every process that serves has it
-loaded for the port of its own.
+The only module of the apps that knows grpcio, which does as little by itself as it can be told to: it resolves no
+names, takes no proxy, sends nothing twice, unpacks nothing. It is imported at once, because every process that serves
+has it loaded for the port of its own.
 """
 
 import asyncio
@@ -22,7 +22,8 @@ from google.rpc.status_pb2 import Status
 from grpc import ChannelConnectivity, StatusCode
 
 from core.runtime import runtime
-from sagas.http import IDLE, MAX_BODY, Addresses, Broken, NotSent
+from discovery.addresses import Addresses, NotSent
+from discovery.http import IDLE, MAX_BODY, Broken
 
 ENVELOPE = 1024  # bytes of an answer beside its output
 EARLY = 0.05  # seconds before its time that grpcio may call a call late

@@ -1,0 +1,153 @@
+"""Configuration as files: YAML and TOML with a key and its value each, or NAME=value lines. Pure."""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tomli_w
+import yaml
+
+from core.encoding import decode, encode
+
+FORMATS = ("yaml", "toml", "env")
+_NAME = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_.]*)=(.*)")
+_ODD = re.compile(r"[^A-Za-z0-9_]")
+
+
+class BadFile(ValueError):
+    """The file is not of its format, or a value has no form in it."""
+
+
+def format_of(path: str, said: str | None) -> str:
+    """Raises: BadFile."""
+    ending = path.rpartition(".")[2]
+    found: str = said or {"yml": "yaml"}.get(ending, ending)
+    if found not in FORMATS:
+        raise BadFile(f"Say --format: one of {', '.join(FORMATS)}.")
+    return found
+
+
+def read(text: str, form: str) -> dict[str, Any]:
+    """The values by key, as JSON has them.
+
+    Raises: BadFile.
+    """
+    try:
+        found = READ[form](text)
+        if not isinstance(found, dict):
+            raise BadFile("The file is no mapping of keys to values.")
+        values: dict[str, Any] = decode(encode(found))
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, TypeError) as error:
+        raise BadFile(str(error)) from error
+    return values
+
+
+def write(values: Mapping[str, Any], form: str) -> str:
+    """Raises: BadFile."""
+    text: str = WRITE[form](values)
+    return text
+
+
+def read_env(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for number, line in enumerate(re.split(r"\r?\n", text), 1):
+        if not (line := line.strip()) or line.startswith("#"):
+            continue
+        match = _NAME.fullmatch(line)
+        if match is None:
+            raise BadFile(f"Line {number} is not of the form NAME=value.")
+        found[match[1]] = value_of(match[2].strip())
+    return found
+
+
+def value_of(text: str) -> Any:
+    """JSON where it is some, else the text itself, less the quotes of a shell."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        is_quoted = len(text) > 1 and text[0] == text[-1] == "'"
+        return text[1:-1] if is_quoted else text
+
+
+def write_env(values: Mapping[str, Any]) -> str:
+    lines: dict[str, str] = {}
+    for key, value in values.items():
+        name = _ODD.sub("_", key)
+        name = f"_{name}" if name[:1].isdigit() else name
+        if name in lines:
+            raise BadFile(f"Two keys would be called {name}: export them apart, by --prefix.")
+        is_plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_./:@+-]+", value)
+        lines[name] = value if is_plain and value_of(value) == value else encode(value).decode()
+    return "".join(f"{name}={text}\n" for name, text in lines.items())
+
+
+def write_toml(values: Mapping[str, Any]) -> str:
+    if nulls := [key for key, value in values.items() if has_null(value)]:
+        raise BadFile(f"TOML has no null: {', '.join(nulls)}.")
+    return tomli_w.dumps(values)
+
+
+def has_null(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(has_null, value.values() if isinstance(value, dict) else value))
+    return value is None
+
+
+def write_yaml(values: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=True))
+
+
+READ: dict[str, Any] = {"yaml": yaml.safe_load, "toml": tomllib.loads, "env": read_env}
+WRITE: dict[str, Any] = {"yaml": write_yaml, "toml": write_toml, "env": write_env}
+
+
+# -- what an import would change ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What a key is set to."""
+
+    value: Any
+    revision: int
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change: `+` set, `~` set to something else, `-` unset."""
+
+    sign: str
+    key: str
+    before: Present | None
+    after: Any
+
+    def line(self, secret: bool) -> str:
+        """For people; nothing of a secret."""
+        if self.sign == "-":
+            return f"- {self.key}"
+        if secret or (self.before and self.before.secret):
+            return f"{self.sign} {self.key}: (secret)"
+        was = f"{encode(self.before.value).decode()} -> " if self.before else ""
+        return f"{self.sign} {self.key}: {was}{encode(self.after).decode()}"
+
+
+def steps(present: Mapping[str, Present], wanted: Mapping[str, Any], prune: bool) -> list[Step]:
+    """What makes of what is set what is wanted. `prune`: what is not wanted is unset."""
+    found = []
+    for key, value in sorted(wanted.items()):
+        known = present.get(key)
+        if known is None:
+            found.append(Step("+", key, None, value))
+        elif not same(known.value, value):
+            found.append(Step("~", key, known, value))
+    gone = [key for key in sorted(present) if key not in wanted] if prune else []
+    return found + [Step("-", key, present[key], None) for key in gone]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Are they the same JSON? 1 is not true, and 1.0 is not 1."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)

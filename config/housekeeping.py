@@ -1,0 +1,5 @@
+"""What serving processes do for configuration by themselves."""
+
+from config import mirror
+
+__all__ = ["mirror"]

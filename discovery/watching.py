@@ -1,0 +1,86 @@
+"""Who waits for a service to change: one follower of the log a namespace, however many wait."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from core.errors import Unavailable
+from core.runtime import runtime
+from core.tail import Tail
+
+Listeners = dict[str, set[asyncio.Event]]
+
+
+class Watchers:
+    """The waiting callers of this process, by namespace and stream."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[int, Listeners] = {}
+        self._followers: dict[int, asyncio.Task[None]] = {}
+
+    @asynccontextmanager
+    async def of(self, number: int, streams: Iterable[str]) -> AsyncIterator[asyncio.Event]:
+        """An asyncio.Event that is set whenever one of these streams may have grown, from now on.
+
+        Raises: Unavailable.
+        """
+        changed, names = asyncio.Event(), list(streams)
+        listeners = self._listeners.setdefault(number, {})
+        for name in names:
+            listeners.setdefault(name, set()).add(changed)
+        try:
+            await self._follow(number)
+            yield changed
+        finally:
+            self._leave(number, names, changed)
+
+    async def _follow(self, number: int) -> None:
+        """See to it that somebody follows, from where the log ends now or before."""
+        if number not in self._followers:
+            tail = following()
+            _, position = await tail.bounds(number)
+            if number not in self._followers:
+                self._followers[number] = runtime.spawn(self._hand_on(tail, number, position))
+
+    def _leave(self, number: int, names: list[str], changed: asyncio.Event) -> None:
+        listeners = self._listeners.get(number, {})
+        for name in names:
+            if others := listeners.get(name):
+                others.discard(changed)
+                if not others:
+                    del listeners[name]
+        if not listeners:
+            self._listeners.pop(number, None)
+            if follower := self._followers.pop(number, None):
+                follower.cancel()
+
+    async def _hand_on(self, tail: Tail, number: int, position: int) -> None:
+        try:
+            with tail.listening(number) as grown:
+                while True:
+                    grown.clear()
+                    while entries := await tail.after(number, position):
+                        position = entries[-1].position
+                        self._wake(number, {entry.stream for entry in entries})
+                    await grown.wait()
+        except Unavailable:
+            self._followers.pop(number, None)
+            self._wake(
+                number, set(self._listeners.get(number, ()))
+            )  # each looks for itself, and follows anew
+
+    def _wake(self, number: int, streams: set[str]) -> None:
+        listeners = self._listeners.get(number, {})
+        for name in streams & listeners.keys():
+            for changed in listeners[name]:
+                changed.set()
+
+
+def following() -> Tail:
+    """Raises: Unavailable."""
+    if runtime.tail is None:
+        raise Unavailable("This process is not serving.")
+    return runtime.tail
+
+
+watchers = Watchers()
