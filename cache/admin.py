@@ -108,7 +108,7 @@ def counted(request: HttpRequest, cache: Cache) -> Iterable[Panel]:
     """What was counted, for who may read that."""
     if not may(request, "cache.stats"):
         return
-    panel = Panel("Statistics", ["", ""], note="Over the API: cache.stats.")
+    panel = Panel("Statistics", ["counted", ""], note="Over the API: cache.stats.")
     try:
         stats = asked(request, cache, "cache.stats")
     except SyrosError as error:
@@ -144,7 +144,7 @@ def value_panel(key: str, item: Any) -> Panel:
         ["created", when(item.created_at)], ["fresh until", when(item.expires_at)],
         ["stale until", when(item.stale_until)],
     ]  # fmt: skip
-    return Panel(f"Key {key}", ["", ""], rows)
+    return Panel(f"Key {key}", ["field", ""], rows)
 
 
 def state_of(item: Any) -> str:
