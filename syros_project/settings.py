@@ -369,6 +369,7 @@ UNFOLD = {
                     page("Instances", "lan", "discovery.instance"),
                 ],
             },
+            {"title": "Cache", "items": [page("Caches", "cached", "cache.cache")]},
             {
                 "title": "Log",
                 "items": [

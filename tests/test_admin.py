@@ -142,6 +142,7 @@ def one_of_everything(lane: Lane) -> Iterator[SimpleNamespace]:
     name = lane.namespace
     sagas = sagas_of_every_kind(lane)
     event = apps.get_model("core.Event").objects.get(namespace__name=name, stream="order-1")
+    lane("caches.put", max_ttl_seconds=7200)
     keys = {
         "core.Event": event.pk, "core.Stream": f"{name}/order-1", "core.Namespace": event.namespace_id,
         "core.Process": runtime.engine and runtime.engine.process_id, "locks.Lock": f"{name}/jobs/a",
@@ -150,7 +151,7 @@ def one_of_everything(lane: Lane) -> Iterator[SimpleNamespace]:
         "sagas.Attention": f"{name}/{sagas['stuck']}", "sagas.Task": f"{name}/{sagas['queued']}.print.action",
         "sagas.Definition": f"{name}/order#000001", "sagas.DefinitionName": f"{name}/order",
         "sagas.Schedule": f"{name}/nightly",
-        "discovery.Service": f"{name}/bank", "discovery.Instance": f"{name}/bank#one",
+        "cache.Cache": f"{name}/cache", "discovery.Service": f"{name}/bank", "discovery.Instance": f"{name}/bank#one",
     }  # fmt: skip
     patient = Python(lane.served, name)  # the lane's client waits a minute at most
     with ThreadPoolExecutor(2) as pool:
@@ -633,6 +634,7 @@ def rows_of(label: str, namespace: str, count: int) -> dict[str, str]:
     """Make the rows of a list up to a count, and say how to ask for just them."""
     from django.contrib.auth.models import Group, User
 
+    from cache.models import Cache
     from core.models import Event, Namespace, Process, Session, Stream, log_id
     from discovery.models import Instance, Service
     from locks.models import Election, Lock
@@ -669,6 +671,7 @@ def rows_of(label: str, namespace: str, count: int) -> dict[str, str]:
         "sagas.Task": lambda n, name: Task(
             id=f"{namespace}/{name}.a.action", queue=f"{namespace}/shop", saga=f"{namespace}/{name}", step="a",
             op="action", attempt=1, body="{}", queued_at=now),
+        "cache.Cache": lambda n, name: Cache(id=f"{namespace}/{name}"),
         "discovery.Service": lambda n, name: Service(id=f"{namespace}/{name}"),
         "discovery.Instance": lambda n, name: Instance(
             id=f"{namespace}/shop#{name}", address="192.0.2.7", port=80, scheme="http", tags="[]", metadata="{}",

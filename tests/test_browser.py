@@ -256,3 +256,39 @@ def test_an_operator_helps_a_stuck_saga(
     assert "printed it by hand" in shown
     assert "succeeded" in shown
     assert browser.said == []
+
+
+def test_a_cache_is_looked_into(
+    browser: Browser, served: Served, locks: Lane, settings: Any, tmp_path: Path
+) -> None:
+    settings.DEV = True
+    locks("caches.put", max_ttl_seconds=7200, quota_bytes=1 << 20)
+    for n in range(3):
+        locks(
+            "cache.put",
+            key=f"products/{n}",
+            value={"name": "lamp", "price": n},
+            tags=["catalogue", f"product:{n}"],
+        )
+    locks("cache.get", key="products/1")
+    settings.DEV = False
+    browser.open(f"http://127.0.0.1:{served.port}/admin/cache/cache/")
+    browser.until(f"document.body.innerText.includes({locks.namespace!r})")
+    keep(browser, "caches.png", tmp_path)
+    address = f"{locks.namespace}_2Fcache"
+    browser.open(f"http://127.0.0.1:{served.port}/admin/cache/cache/{address}/change/")
+    browser.until("document.body.innerText.includes('hit ratio')")
+    browser.evaluate("document.querySelector('#look input').value = 'products/1'")
+    browser.evaluate("document.querySelector('#look button').click()")
+    browser.until(
+        "document.body.innerText.includes('Key products/1') && document.body.innerText.includes('price')"
+    )
+    keep(browser, "cache.png", tmp_path)
+    browser.evaluate("document.querySelector('button[value=cache_invalidate]').click()")
+    browser.until("!!document.querySelector('[name=tags]')")
+    browser.evaluate("document.querySelector('[name=tags]').value = 'catalogue, product:1'")
+    keep(browser, "cache-invalidate.png", tmp_path)
+    browser.evaluate("document.querySelector('[name=tags]').form.submit()")
+    browser.until("document.body.innerText.includes('cache.invalidate: 1 done.')")
+    assert hosts(browser) == {f"127.0.0.1:{served.port}"}
+    assert browser.said == []

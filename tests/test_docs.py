@@ -44,7 +44,7 @@ EXAMPLES = ["examples/fencing/README.md", "examples/order_fulfillment/README.md"
 ALL = [*RUN, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", *EXAMPLES]
 # Blocks that are not run, a document: for what starts a server, tests or a deployment of one's own, only.
 NOT_RUN = {
-    "README.md": 3, "docs/getting-started.md": 1, "CONTRIBUTING.md": 1,
+    "README.md": 3, "docs/getting-started.md": 1, "CONTRIBUTING.md": 1, "docs/cache-django.md": 1,
     "examples/order_fulfillment/README.md": 1,
 }  # fmt: skip
 # Programs that docs/sagas.md shows are run by tests/test_examples_sagas.py; nobody draws the diagrams here.
@@ -245,8 +245,11 @@ def environment(place: Place) -> dict[str, str]:
 
 
 def install(command: Path) -> None:
-    """`syros`, as pip would install it."""
+    """`syros`, as pip would install it, and a `python` that has what the examples import, in their folder."""
     command.parent.mkdir()
+    python = command.parent / "python"
+    python.write_text(f'#!/bin/sh\ncd {shlex.quote(str(ROOT))} && exec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
     path = f"import sys; sys.path.insert(0, {str(ROOT / 'sdks/python')!r})"
     command.write_text(f"#!{sys.executable}\n{path}\nfrom syros.cli.app import app\napp()\n")
     command.chmod(0o755)
@@ -585,7 +588,16 @@ def test_every_setting_that_is_named_exists(document: str) -> None:
     settable |= set(re.findall(r"\b(?:SYROS|XDG)_[A-Z_]+", sdk))
     settable |= {f"{name}_FILE" for name in settable}
     named = {name for piece in code(read(document)) for name in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", piece)}
-    local = {"LOCK_ID", "KEY_ID", "NEXT_GRANT"}  # the documents' own shell variables
+    # The documents' own shell variables, and settings of Django.
+    local = {
+        "LOCK_ID",
+        "KEY_ID",
+        "NEXT_GRANT",
+        "KEY_PREFIX",
+        "KEY_FUNCTION",
+        "SECRET_KEY",
+        "SECRET_KEY_FALLBACKS",
+    }
     statuses = {code.name for code in StatusCode}
     assert named - local - statuses <= settable
 

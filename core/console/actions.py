@@ -77,6 +77,13 @@ class Json(forms.JSONField):
             return InvalidJSONInput(data)
 
 
+class Words(forms.CharField):
+    """Several texts, apart by commas."""
+
+    def to_python(self, value: Any) -> Any:
+        return [word for each in (value or "").split(",") if (word := each.strip())] or ""
+
+
 def questions(operation: Operation, given: Iterable[str], asked: Mapping[str, Any]) -> forms.Form:
     """A form for the parameters that the row does not give."""
     form = forms.Form(asked if "confirmed" in asked else None)
@@ -91,6 +98,9 @@ def question(name: str, about: FieldInfo, answered: str | None) -> forms.Field:
     required = about.is_required() or name == "reason"
     if is_json(about.annotation):
         return Json(required=required, widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}))
+    if get_origin(about.annotation) is list:
+        widget = UnfoldAdminTextInputWidget()
+        return Words(required=required, initial=answered, widget=widget, help_text="Several apart by commas.")
     initial = answered or ("" if required else about.default)
     return forms.CharField(required=required, initial=initial, widget=UnfoldAdminTextInputWidget())
 
@@ -114,7 +124,7 @@ def takes(operation: Operation, form: forms.Form, params: dict[str, Any]) -> boo
         operation.parse(params, strict=False)
     except Invalid as error:
         for problem in error.extra["errors"]:
-            name = problem["pointer"].removeprefix("/")
+            name = problem["pointer"].split("/")[1]
             form.add_error(name if name in form.fields else None, f"{problem['detail']} ({problem['code']})")
         return False
     return True
