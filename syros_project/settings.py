@@ -334,6 +334,13 @@ UNFOLD = {
                 ],
             },
             {
+                "title": "Configuration",
+                "items": [
+                    page("Keys", "tune", "config.entry"),
+                    page("Schemas", "rule", "config.schema"),
+                ],
+            },
+            {
                 "title": "Log",
                 "items": [
                     page("Events", "receipt_long", "core.event"),
