@@ -40,7 +40,7 @@ def test_a_key_is_set_rolled_back_and_deleted(operator: Client, lane: Lane) -> N
         ("rolled_back", SURE["reason"]), ("deleted", SURE["reason"]), ("rolled_back", SURE["reason"]),
         ("put", SURE["reason"]), ("put", None),
     ]  # fmt: skip
-    assert items[0]["changed_by"] == "user:operator"
+    assert items[0]["changed_by"].startswith("user:operator")
 
 
 def test_a_rollout_is_begun_and_finished(operator: Client, lane: Lane) -> None:
@@ -69,25 +69,22 @@ def test_a_secret_is_on_no_page(operator: Client, lane: Lane) -> None:
     lane("config.put", key="a", value=HIDDEN, secret=True)
     lane("config.put", key="a", value=f"{HIDDEN}2", rollout={"percentage": 50})
     address = f"{lane.namespace}/a"
-    for found in (
-        text(operator, page(ENTRY, address)),
-        text(operator, f"/admin/config/entry/?namespace={lane.namespace}"),
-    ):
+    for url in (page(ENTRY, address), f"/admin/config/entry/?namespace={lane.namespace}"):
+        found = text(operator, url)
         assert HIDDEN not in found
         assert "(secret)" in found
     assert shown(operator, ENTRY, namespace=lane.namespace, state="secret") == ["a"]
 
 
-def test_schemas_are_for_administrators(operator: Client, lane: Lane, served: Served) -> None:
+def test_a_schema_is_set_and_deleted(operator: Client, lane: Lane) -> None:
     lane("config.put_schema", prefix="app", json_schema={"type": "object"})
-    address = f"{lane.namespace}/app"
-    assert "&quot;object&quot;" in text(operator, page("config.Schema", address))
-    assert offered(operator, "config.Schema", address) == set()
-    root = browser(user("root", is_staff=True, is_superuser=True))
-    act(root, "config.Schema", "config.put_schema", [address], **SURE, json_schema='{"type": "array"}')
+    address, label = f"{lane.namespace}/app", "config.Schema"
+    assert "&quot;object&quot;" in text(operator, page(label, address))
+    act(operator, label, "config.put_schema", [address], **SURE, json_schema='{"type": "array"}')
     assert lane("config.get_schema", prefix="app").value["json_schema"] == {"type": "array"}
-    act(root, "config.Schema", "config.delete_schema", [address], **SURE)
+    act(operator, label, "config.delete_schema", [address], **SURE)
     assert refusal(lane, "config.get_schema", prefix="app").code == "schema_not_found"
+    assert offered(operator, label, address) == {"config_put_schema"}
 
 
 def test_what_follows_another_store_is_only_adopted(operator: Client, lane: Lane) -> None:
