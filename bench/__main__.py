@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from types import ModuleType
 
 from bench import (
+    config,
     crowds,
     engine,
     events,
@@ -43,6 +44,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "sagas": sagas,
     "crowds": crowds,
     "events": events,
+    "config": config,
     "graphql": graphql,
     "grpc": grpc,
     "websocket": websocket,
