@@ -9,6 +9,7 @@ from types import ModuleType
 
 from bench import (
     cache,
+    config,
     crowds,
     discovery,
     engine,
@@ -47,6 +48,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "crowds": crowds,
     "discovery": discovery,
     "events": events,
+    "config": config,
     "graphql": graphql,
     "grpc": grpc,
     "websocket": websocket,

@@ -31,6 +31,11 @@ class Entry(Aggregate):
     def stream(self) -> str:
         return f"$config:{self.name}"
 
+    @property
+    def expected(self) -> int:
+        """The revision that a writer has to expect: 0 while nothing is set."""
+        return self.version if self.is_set else 0
+
 
 class Sealed(Aggregate):
     """A secret value, `namespace/key#revision`. Not in the log, which never changes: keys rotate."""
@@ -56,6 +61,11 @@ class Schema(Aggregate):
     @property
     def stream(self) -> str:
         return f"$config-schema:{self.name}"
+
+    @property
+    def expected(self) -> int:
+        """The revision that a writer has to expect: 0 while nothing is set."""
+        return self.version if self.is_set else 0
 
 
 class Mirror(Aggregate):

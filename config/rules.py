@@ -25,14 +25,9 @@ from core.encoding import decode
 from core.log import Entry as Written
 
 
-def revision_of(entry: Entry | Schema | None) -> int:
-    """The revision that a writer has to expect: 0 of a key that is not set."""
-    return entry.version if entry and entry.is_set else 0
-
-
 def check_revision(key: str, expected: int | None, entry: Entry | Schema | None) -> None:
     """Raises: WrongExpectedRevision."""
-    actual = revision_of(entry)
+    actual = entry.expected if entry else 0
     if expected is not None and expected != actual:
         raise WrongExpectedRevision(
             f"{key} is at revision {actual}." if actual else f"{key} is not set.",

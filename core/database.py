@@ -73,8 +73,46 @@ class Pool:
 
 
 pool = Pool(4)
+READERS = 2  # of them at most for reads together
 tail_pool = Pool(1)  # the tail's own: readers that keep the others busy must not hold up who waits
 FOLLOWERS = 2  # who follow a log and are behind read this many pages of it at a time
 follow_pool = Pool(FOLLOWERS)
 pools = [pool, tail_pool, follow_pool]  # what a serving process opens
 rows = pool.rows
+
+
+class Together:
+    """Rows by their ids, of many who ask at once in one statement: while it is under way, the next ones collect. None
+    is read before it was asked for, so nobody is told what was true before.
+
+    Parameters: a statement for the rows whose ids are in an array, its only parameter; the id is its first column.
+    """
+
+    def __init__(self, statement: str) -> None:
+        self._statement = statement
+        self._wanted: dict[str, asyncio.Future[Row | None]] = {}
+        self._reading: set[asyncio.Task[None]] = set()
+
+    async def row(self, address: str) -> Row | None:
+        """Raises: Unavailable."""
+        future = self._wanted.get(address)
+        if future is None:
+            future = self._wanted[address] = asyncio.get_running_loop().create_future()
+            if len(self._reading) < READERS:
+                task = asyncio.create_task(self._read())
+                self._reading.add(task)
+                task.add_done_callback(self._reading.discard)
+        return await asyncio.shield(future)
+
+    async def _read(self) -> None:
+        while self._wanted:
+            wanted, self._wanted = self._wanted, {}
+            try:
+                found = {row[0]: row for row in await rows(self._statement, [list(wanted)])}
+            except Exception as error:
+                for future in wanted.values():
+                    future.set_exception(error)
+                    future.exception()  # somebody who asked may be gone
+            else:
+                for address, future in wanted.items():
+                    future.set_result(found.get(address))

@@ -371,6 +371,13 @@ UNFOLD = {
             },
             {"title": "Cache", "items": [page("Caches", "cached", "cache.cache")]},
             {
+                "title": "Configuration",
+                "items": [
+                    page("Keys", "tune", "config.entry"),
+                    page("Schemas", "rule", "config.schema"),
+                ],
+            },
+            {
                 "title": "Log",
                 "items": [
                     page("Events", "receipt_long", "core.event"),

@@ -101,6 +101,9 @@ def sagas_of_every_kind(lane: Lane) -> dict[str, str]:
         input={"n": 1},
     )
     lane("schedules.run", name="nightly", reason="to see what it does")
+    lane("config.put", key="shop/limit", value={"most": 1})
+    lane("config.put", key="shop/limit", value={"most": 2}, reason="more", rollout={"percentage": 50})
+    lane("config.put_schema", prefix="shop", json_schema={"type": "object"})
     gate = {"name": "gate", "kind": "signal", "timeout_seconds": 3600}
     work = {"name": "print", "service": "printer", "action": "print", "timeout_seconds": 3600}
     past = {"name": "past", "kind": "sleep", "seconds": 0, "pivot": True}
@@ -152,6 +155,7 @@ def one_of_everything(lane: Lane) -> Iterator[SimpleNamespace]:
         "sagas.Definition": f"{name}/order#000001", "sagas.DefinitionName": f"{name}/order",
         "sagas.Schedule": f"{name}/nightly",
         "cache.Cache": f"{name}/cache", "discovery.Service": f"{name}/bank", "discovery.Instance": f"{name}/bank#one",
+        "config.Entry": f"{name}/shop/limit", "config.Schema": f"{name}/shop",
     }  # fmt: skip
     patient = Python(lane.served, name)  # the lane's client waits a minute at most
     with ThreadPoolExecutor(2) as pool:
@@ -635,6 +639,7 @@ def rows_of(label: str, namespace: str, count: int) -> dict[str, str]:
     from django.contrib.auth.models import Group, User
 
     from cache.models import Cache
+    from config.models import Entry, Schema
     from core.models import Event, Namespace, Process, Session, Stream, log_id
     from discovery.models import Instance, Service
     from locks.models import Election, Lock
@@ -676,6 +681,10 @@ def rows_of(label: str, namespace: str, count: int) -> dict[str, str]:
         "discovery.Instance": lambda n, name: Instance(
             id=f"{namespace}/shop#{name}", address="192.0.2.7", port=80, scheme="http", tags="[]", metadata="{}",
             weight=1, may_be_private=False, ttl_seconds=3600, registered_at=now, expires_at=now + timedelta(hours=1)),
+        "config.Entry": lambda n, name: Entry(
+            id=f"{namespace}/{name}", is_set=True, value="1", changed_at=now, changed_by="c"),
+        "config.Schema": lambda n, name: Schema(
+            id=f"{namespace}/{name}", is_set=True, json_schema="{}", changed_at=now, changed_by="c"),
         "auth.User": lambda n, name: User(username=name),
         "auth.Group": lambda n, name: Group(name=name),
     }  # fmt: skip
@@ -715,6 +724,8 @@ UNLOADED = {
     "sagas.Schedule": ("input",),
     "sagas.Task": ("body", "lease_token"),
     "discovery.Instance": ("tags", "metadata", "checks", "flaps"),
+    "config.Entry": ("value", "next_value"),
+    "config.Schema": ("json_schema",),
 }
 
 

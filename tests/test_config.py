@@ -1,5 +1,6 @@
 """What configuration promises, through every door."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -109,6 +110,19 @@ def random_text(size: int) -> str:
 def test_a_key_that_would_read_as_a_route_is_refused(call: Door, key: str) -> None:
     refused = refusal(call, "config.put", key=key, value=1)
     assert (refused.status, refused.code) == (422, "reserved_name")
+
+
+def test_many_who_read_at_once_share_statements_and_each_gets_its_own(lane: Lane, served: Served) -> None:
+    from config.services.looking import ONE
+
+    for n in range(5):
+        lane("config.put", key=f"k{n}", value=n)
+
+    async def read() -> list[Any]:
+        names = [f"{lane.namespace}/k{n % 7}" for n in range(200)]
+        return [row and row[1] for row in await asyncio.gather(*map(ONE.row, names))]
+
+    assert served.do(read()) == [str(n % 7) if n % 7 < 5 else None for n in range(200)]
 
 
 # -- history -----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from config.types import (
 )
 from core import following, log
 from core.callers import Call
-from core.database import Row, rows
+from core.database import Row, Together, rows
 from core.encoding import decode
 from core.log import Entry as Written
 from core.models import between
@@ -39,7 +39,7 @@ COLUMNS = (
     "changed_by",
 )  # fmt: skip
 STATE = ", ".join(f"{name}::text" if name.endswith("value") else name for name in COLUMNS)
-ONE = f"select {STATE}, is_set from config_entry where id = %s"
+ONE = Together(f"select {STATE}, is_set from config_entry where id = any(%s)")
 AT = "select version from config_entry where id = %s"
 # The limit stands innermost: a window is looked through before it is cut.
 PAGE = f"""select {STATE}, there from (
@@ -73,10 +73,10 @@ async def get(
     # Not from memory: another process may have acknowledged a change that this one has not heard of.
     if wait_seconds:
         await reached(call, key, from_revision, wait_seconds)
-    found = await rows(ONE, [f"{call.namespace.name}/{key}"])
-    if not found or not found[0][-1]:
-        raise ConfigNotFound(f"{key} is not set.", key=key, revision=found[0][8] if found else 0)
-    return state_of(found[0], instance_id)
+    found = await ONE.row(f"{call.namespace.name}/{key}")
+    if found is None or not found[-1]:
+        raise ConfigNotFound(f"{key} is not set.", key=key, revision=found[8] if found else 0)
+    return state_of(found, instance_id)
 
 
 async def reached(call: Call, key: str, revision: int, seconds: float) -> None:
@@ -115,11 +115,15 @@ async def find(
 
 
 def state_of(row: Row, instance: str | None = None) -> ConfigState:
-    entry = Entry(**dict(zip(COLUMNS, row, strict=False)))
-    value, sealed = rules.choice(entry, instance)
+    address, value, sealed, percentage, _, _, _, source, revision, changed_at, changed_by, *_ = row
+    is_next, rollout = False, None
+    if percentage is not None:
+        entry = Entry(**dict(zip(COLUMNS, row, strict=False)))
+        value, sealed = rules.choice(entry, instance)
+        is_next, rollout = rules.takes_next(entry, instance), rollout_of(entry)
     return ConfigState(
-        entry.name, shown(value), sealed is not None, entry.version, rules.takes_next(entry, instance),
-        rollout_of(entry), entry.source, entry.changed_at, entry.changed_by,
+        address.partition("/")[2], shown(value), sealed is not None, revision, is_next, rollout, source, changed_at,
+        changed_by,
     )  # fmt: skip
 
 

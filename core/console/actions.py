@@ -11,6 +11,7 @@ from django.forms.fields import InvalidJSONInput
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
@@ -106,9 +107,11 @@ def question(name: str, about: FieldInfo, answered: str | None) -> forms.Field:
 
 
 def is_json(annotation: Any) -> bool:
-    """Any JSON, or none: `Json`, `Json | None`."""
+    """Any JSON, or none: `Json`, `Json | None`; or an object of its own form."""
     return annotation is Any or any(
-        get_origin(each) is Annotated and each.__origin__ is Any for each in get_args(annotation)
+        (get_origin(each) is Annotated and each.__origin__ is Any)
+        or (isinstance(each, type) and issubclass(each, BaseModel))
+        for each in get_args(annotation)
     )
 
 
