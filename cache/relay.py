@@ -34,7 +34,9 @@ where namespace_id = %s and stream = '$cache' and version > %s order by version 
 DEFAULTS = CacheSettings(300.0, 604_800.0, 1 << 20, None, "miss")
 AT_ONCE = 1000  # tags that one script looks at
 SLACK_MS = 600_000  # a setting that was changed meanwhile; the longest load
-TAGS = 100_000  # that are remembered, a namespace; when more were invalidated, older values are misses
+TAGS = (
+    100_000  # that are remembered, a namespace, and as many writes; what is older than the oldest is a miss
+)
 
 
 @dataclass(slots=True)
@@ -174,11 +176,12 @@ async def look_at_server() -> None:
 
 @every(5)
 async def sweep() -> None:
-    """Clear away what ran out, and forget tags that were invalidated before all that is left was loaded."""
+    """Clear away what ran out, and forget tags that were invalidated before all that is left was loaded, and writes
+    that no load can meet any more."""
     await backend.clean()
-    for name in list(caches.versions):
+    for name in {*backend.used, *caches.versions}:
         namespace = await namespaces.get(name)
         most = (await caches.settings(namespace)).max_ttl_seconds
         oldest_ms, gone = round(most * 1000) + SLACK_MS, AT_ONCE
-        while gone == AT_ONCE:
+        while gone >= AT_ONCE:
             gone = await backend.sweep(namespace, oldest_ms, TAGS, AT_ONCE)

@@ -179,7 +179,8 @@ async def put_many(
         stored_one(each.key, item, next(answers) if isinstance(item, Item) else item)
         for each, item in zip(items, made, strict=True)
     ]
-    count_stored(call, [item for (_, item), one in zip(good, found, strict=False) if one.stored])
+    pairs = zip(made, found, strict=True)
+    count_stored(call, [item for item, one in pairs if isinstance(item, Item) and one.stored])
     count(call.namespace, "refused", sum(one.code == StaleLoad.code for one in found))
     return StoredMany(found)
 

@@ -536,7 +536,8 @@ def test_when_the_clocks_are_evicted_all_is_a_miss(call: Door, store: Any) -> No
 def test_what_ran_out_is_cleared_away(served: Served, lane: Lane) -> None:
     if not isinstance(relay.backend, PostgresCache):
         pytest.skip("Redis forgets by itself")
-    lane("cache.put", key="a", value=1, ttl_seconds=0.05)
+    as_of = miss(lane, "a")["as_of"]
+    lane("cache.put", key="a", value=1, ttl_seconds=0.05, as_of=as_of)
     lane("cache.put", key="b", value=1)
     lane("cache.delete", key="c")
     miss(lane, "d", lease_seconds=0.1)
@@ -580,9 +581,8 @@ def test_nothing_stays_for_good_but_the_clocks(lane: Lane, store: Any) -> None:
     lives = {name.partition(b"}:")[2].decode(): store.pttl(name) for name in names(store, lane.namespace)}
     assert lives.pop("clocks") == -1
     lives.pop("stats", None)
-    assert {name: round(life / 1000) for name, life in lives.items()} == {
-        "item:a": 30, "gone:b": 300, "lease:c": 5,
-    }  # fmt: skip
+    assert lives.pop("writes") == -1
+    assert {name: round(life / 1000) for name, life in lives.items()} == {"item:a": 30, "lease:c": 5}
 
 
 # -- inside ------------------------------------------------------------------------------------------
@@ -627,13 +627,12 @@ def test_tags_are_forgotten_when_nothing_older_is_left(served: Served, lane: Lan
 def test_of_too_many_tags_the_oldest_are_forgotten_and_older_values_are_misses(
     served: Served, lane: Lane, store: Any
 ) -> None:
-    lane("cache.put", key="old", value=1, tags=["t0"])
-    lane("cache.put", key="other", value=1, tags=["never"])
-    lane("cache.put", key="without", value=1)
+    for key, tags in (("old", ["t0"]), ("other", ["never"]), ("without", [])):
+        lane("cache.put", key=key, value=1, tags=tags, as_of=miss(lane, key)["as_of"])
     for n in range(5):
         lane("cache.invalidate", tags=[f"t{n}"])
         time.sleep(0.002)
-    lane("cache.put", key="new", value=1, tags=["t0"])
+    lane("cache.put", key="new", value=1, tags=["t0"], as_of=miss(lane, "new")["as_of"])
     assert served.do(relay.backend.sweep(space_of(served, lane), 10**9, 2, 100)) == 3
     assert set(tags_in(store, lane.namespace)) == {"t3", "t4"}
     found = lane("cache.get_many", keys=["old", "other", "without", "new"])
@@ -652,7 +651,59 @@ def tags_in(store: Any, namespace: str) -> list[str]:
             )
             return [("\2" if soft else "") + tag for tag, soft in cursor.fetchall()]
     (clocks,) = [name for name in names(store, namespace) if name.endswith(b":clocks")]
-    return [name.decode() for name in store.hkeys(clocks) if not name.startswith(b"\1")]
+    return [name.decode() for name in store.hkeys(clocks) if name[:1] not in {b"\1", b"\3"}]
+
+
+def test_a_write_is_remembered_after_its_value_has_run_out(served: Served, lane: Lane) -> None:
+    as_of = miss(lane, "a")["as_of"]
+    lane("cache.put", key="a", value=1, ttl_seconds=0.05)
+    time.sleep(0.1)
+    served.do(relay.backend.clean())
+    assert refusal(lane, "cache.put", key="a", value=0, as_of=as_of).problem["reason"] == "newer"
+    lane("cache.put", key="a", value=0, as_of=miss(lane, "a")["as_of"])
+
+
+@pytest.fixture
+def in_redis(served: Served, namespace: str) -> Lane:
+    return Lane(served, namespace)
+
+
+def test_writes_are_forgotten_when_no_load_can_meet_them(served: Served, in_redis: Lane, store: Any) -> None:
+    in_redis("cache.put", key="a", value=1)
+    (writes,) = [name for name in names(store, in_redis.namespace) if name.endswith(b":writes")]
+    store.zadd(writes, {b"\3a": 1})
+    assert served.do(relay.backend.sweep(space_of(served, in_redis), 10**9, 100, 10)) == 1
+    assert store.zcard(writes) == 0
+    assert in_redis("cache.get", key="a")["value"] == 1
+
+
+def test_of_too_many_writes_the_oldest_are_forgotten_and_older_loads_are_refused(
+    served: Served, in_redis: Lane
+) -> None:
+    old = miss(in_redis, "a")["as_of"]
+    in_redis("cache.put_many", items=[{"key": f"k{n}", "value": n} for n in range(10)])
+    in_redis("cache.delete", key="k9")
+    new = miss(in_redis, "a")["as_of"]
+    assert served.do(relay.backend.sweep(space_of(served, in_redis), 10**9, 4, 100)) == 6
+    assert refusal(in_redis, "cache.put", key="a", value=0, as_of=old).code == "stale_load"
+    in_redis("cache.put", key="a", value=0, as_of=new)
+
+
+def test_when_what_the_clocks_are_swept_by_is_evicted_all_begins_anew(
+    served: Served, in_redis: Lane, store: Any
+) -> None:
+    in_redis("cache.put_many", items=[{"key": f"k{n}", "value": n} for n in range(10)])
+    (writes,) = [name for name in names(store, in_redis.namespace) if name.endswith(b":writes")]
+    store.delete(writes)
+    served.do(relay.backend.sweep(space_of(served, in_redis), 10**9, 100, 100))
+    miss(in_redis, "k1")
+
+
+def test_a_refused_load_gives_its_lease_back(lane: Lane) -> None:
+    lease = miss(lane, "a", lease_seconds=60)["lease"]
+    lane("cache.invalidate", tags=["red"])
+    assert refusal(lane, "cache.put", key="a", value=1, tags=["red"], lease=lease).code == "stale_load"
+    assert miss(lane, "a", lease_seconds=60)["lease"]
 
 
 def test_a_search_that_looked_at_enough_says_so(served: Served, lane: Lane, monkeypatch: Any) -> None:

@@ -102,6 +102,10 @@ class Backend(Protocol):
     async def begin_anew(self, namespace: Namespace) -> None:
         """Forget all there is."""
 
+    @property
+    def used(self) -> Sequence[str]:
+        """The namespaces that this process has used, as far as they have to be swept."""
+
     async def sweep(self, namespace: Namespace, oldest_ms: int, most: int, limit: int) -> int:
         """Forget tags that matter no more, up to `limit`; how many these were."""
 

@@ -221,6 +221,10 @@ class PostgresCache:
     async def begin_anew(self, namespace: Namespace) -> None:
         await self._begin(namespace, sql.BEGIN_ANEW)
 
+    @property
+    def used(self) -> Sequence[str]:
+        return ()  # a namespace without invalidations has no tags, and its rows are cleared away by `clean`
+
     async def sweep(self, namespace: Namespace, oldest_ms: int, most: int, limit: int) -> int:
         """The floor is raised first: what is forgotten below it decides nothing any more."""
         await self._rows(namespace, sql.RAISE_FLOOR, most=most, limit=limit)

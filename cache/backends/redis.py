@@ -267,6 +267,11 @@ class RedisCache:
     async def clean(self) -> None:
         """Nothing: Redis forgets by itself."""
 
+    @property
+    def used(self) -> list[str]:
+        """The namespaces that this connection has served."""
+        return list(self._spaces)
+
     def look(self) -> None:
         for each in (self.valkey, *self.cluster.connections()):
             each.look()

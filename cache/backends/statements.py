@@ -84,8 +84,9 @@ from page as cache_item order by key"""
 # -- writing -----------------------------------------------------------------------------------------
 
 
-def put(clock: str, as_of: str, refused: str) -> str:
-    """Parameters: `as_of`, a reading of the clock; `refused` says why a load is, or null."""
+def put(clock: str, as_of: str, refused: str, kept: str) -> str:
+    """Parameters: `as_of`, a reading of the clock; `refused` says why a load is, or null; `kept`, until when the row
+    stays although its value has run out: a load that began before it must find it."""
     return f"""with {clock}, late as (
     select tag from cache_clock where namespace_id = {SPACE} and tag = any(%(tags)s::text[])
         and hard > %(at)s::bigint limit 1
@@ -99,28 +100,34 @@ def put(clock: str, as_of: str, refused: str) -> str:
     end as reason
     from clock left join old on true
 ), stored as (
-    insert into cache_item (namespace_id, key, generation, as_of, written, created, fresh, ends, etag, kind, tags, data)
+    insert into cache_item (namespace_id, key, generation, as_of, written, created, fresh, ends, etag, kind, tags, data,
+        gone_ends)
     select {SPACE}, %(key)s::text, generation, {as_of}, {as_of}, now, now + %(ttl)s::bigint,
-        now + %(ttl)s::bigint + %(stale)s::bigint, %(etag)s::text, %(kind)s::text, %(tags)s::text[], %(data)s::bytea
+        now + %(ttl)s::bigint + %(stale)s::bigint, %(etag)s::text, %(kind)s::text, %(tags)s::text[], %(data)s::bytea,
+        {kept}
     from verdict where reason is null
     on conflict (namespace_id, key) do update set
         generation = excluded.generation, as_of = excluded.as_of, written = excluded.written,
         created = excluded.created, fresh = excluded.fresh, ends = excluded.ends, etag = excluded.etag,
         kind = excluded.kind, tags = excluded.tags, data = excluded.data,
         gone = case when cache_item.generation = excluded.generation then cache_item.gone else 0 end,
+        gone_ends = greatest(cache_item.gone_ends, excluded.gone_ends),
         lease_ends = case when cache_item.lease = %(lease)s::text then 0 else cache_item.lease_ends end
     where (cache_item.generation <> excluded.generation
             or greatest(cache_item.gone, cache_item.written) <= excluded.as_of)
         and (not %(absent)s::bool or not {LIVE})
         and (%(if_etag)s::text = '' or (cache_item.etag = %(if_etag)s::text and {LIVE}))
     returning fresh
+), given_back as (
+    update cache_item set lease_ends = 0 where {ROW} and lease <> '' and lease = %(lease)s::text
+        and (select reason from verdict) is not null
 )
 select generation, reason, case when reason = 'present' or reason = 'changed' then coalesce(etag, '')
     else (select tag from late) end, (select fresh from stored)
 from verdict"""
 
 
-DIRECT = put(TICK, "at", "null")
+DIRECT = put(TICK, "at", "null", f"now + {LONGEST_LOAD + SLACK}")
 LOADED = put(
     READ,
     "%(at)s::bigint",
@@ -130,6 +137,7 @@ LOADED = put(
         when clock.floor > %(at)s::bigint and cardinality(%(tags)s::text[]) > 0 then 'invalidated'
         when old.generation = clock.generation and old.gone > %(at)s::bigint then 'deleted'
         when old.generation = clock.generation and old.written > %(at)s::bigint then 'newer' end""",
+    "0",
 )
 # The row stays as long as a load may take that began before.
 DELETE = f"""with {TICK}
@@ -155,9 +163,11 @@ SUM = f"""(case when not {LIVE} then %(first)s::bigint
     when {IS_NUMBER} then {TEXT}::bigint + %(by)s::bigint end)"""
 # Of a number that was counted, the etag stands for the hash that this server cannot make: `~` and the number.
 INCR = f"""with {TICK}
-insert into cache_item (namespace_id, key, generation, as_of, written, created, fresh, ends, etag, kind, tags, data)
+insert into cache_item (namespace_id, key, generation, as_of, written, created, fresh, ends, etag, kind, tags, data,
+    gone_ends)
 select {SPACE}, %(key)s::text, generation, at, at, now, now + %(ttl)s::bigint, now + %(ttl)s::bigint,
-    '~' || %(first)s::bigint, 'j-', %(tags)s::text[], convert_to((%(first)s::bigint)::text, 'UTF8')
+    '~' || %(first)s::bigint, 'j-', %(tags)s::text[], convert_to((%(first)s::bigint)::text, 'UTF8'),
+    now + {LONGEST_LOAD + SLACK}
 from clock where abs(%(first)s::bigint) <= %(largest)s::bigint or exists (select from cache_item where {ROW})
 on conflict (namespace_id, key) do update set
     (as_of, created, fresh, ends, tags, etag, data) = (
@@ -169,7 +179,7 @@ on conflict (namespace_id, key) do update set
             '~' || number, convert_to(number::text, 'UTF8')
         from (select {LIVE} as live, {SUM} as number) as counted
     ),
-    kind = 'j-', generation = excluded.generation, written = excluded.written,
+    kind = 'j-', generation = excluded.generation, written = excluded.written, gone_ends = excluded.gone_ends,
     gone = case when cache_item.generation = excluded.generation then cache_item.gone else 0 end
 where abs({SUM}) <= %(largest)s::bigint
 returning etag, fresh"""

@@ -9,7 +9,12 @@ if token ~= '' then
   local LEASE = SPACE .. 'lease:' .. key
   lease = as_of .. '.' .. token
   if not call('SET', LEASE, lease, 'NX', 'PX', lease_ms) then
-    lease, left = '', call('PTTL', LEASE)
+    local held = call('GET', LEASE)
+    if held:match('^%d+%.%d+%.(%w+)') == known[1] then
+      lease, left = '', call('PTTL', LEASE)
+    else  -- another generation's: what is loaded with it is refused
+      call('SET', LEASE, lease, 'PX', lease_ms)
+    end
   end
 end
 if state == 'miss' then return { 'miss', as_of, lease, left } end

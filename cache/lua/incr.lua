@@ -9,13 +9,14 @@ if state ~= 'miss' then
   if head[KIND] ~= 'j-' or not text:match('^%-?%d+$') then return { 'no_number' } end
   number = tonumber(text)
 else
-  head = { known[1], 0, 0, now, now + ttl, now + ttl, '', 'j-', { unpack(ARGV, 8) } }
+  head = { known[1], 0, now, now + ttl, now + ttl, '', 'j-', { unpack(ARGV, 8) } }
 end
 number = number + by
 if math.abs(number) > largest then return { 'too_large' } end
 local text = format('%d', number)
-head[WRITTEN] = call('HINCRBY', CLOCKS, '\1c', 1)
-if state == 'miss' then head[AS_OF] = head[WRITTEN] end
+local clock = call('HINCRBY', CLOCKS, '\1c', 1)
+write_down(key, clock)
+if state == 'miss' then head[AS_OF] = clock end
 head[ETAG] = redis.sha1hex(text):sub(1, 20)
 if not write(key, head, text, quota) then return { 'full' } end
 return { 'stored', text, head[FRESH], head[ETAG] }

@@ -4,6 +4,10 @@ local tags = { unpack(ARGV, 12) }
 local known = read_clocks(tags)
 if not known then return UNSETTLED end
 
+-- The load is over, whatever becomes of the value.
+local LEASE = SPACE .. 'lease:' .. key
+if #as_of > 0 and call('GET', LEASE) == as_of then call('DEL', LEASE) end
+
 if if_etag ~= '' or absent == '1' then
   local state, _, old = find(key)
   if absent == '1' and state ~= 'miss' then return { 'present', old[ETAG] } end
@@ -16,24 +20,20 @@ end
 local at
 if as_of == '' then
   at = call('HINCRBY', CLOCKS, '\1c', 1)
+  write_down(key, at)
 else
-  local clock, begun, gen, token = as_of:match('^(%d+)%.(%d+)%.(%w+)%.?(%w*)$')
+  local clock, begun, gen = as_of:match('^(%d+)%.(%d+)%.(%w+)')
   if gen ~= known[1] then return { 'refused', 'generation' } end
   at = tonumber(clock)
   if now - tonumber(begun) > LONGEST_LOAD then return { 'refused', 'too_old' } end
   local tag = invalidated(tags, known, at)
   if tag then return { 'refused', 'invalidated', tag } end
-  local gone = call('GET', SPACE .. 'gone:' .. key)
-  if gone then
-    local gone_at, gone_gen = gone:match('^(%d+)%.(%w+)$')
-    if gone_gen == gen and tonumber(gone_at) > at then return { 'refused', 'deleted' } end
-  end
-  local old = load(key)
-  if old and old[GEN] == gen and old[WRITTEN] > at then return { 'refused', 'newer' } end
-  local LEASE = SPACE .. 'lease:' .. key
-  if token ~= '' and call('GET', LEASE) == as_of then call('DEL', LEASE) end
+  local written = call('HMGET', CLOCKS, '\3' .. key, '\1d')
+  local written_at, mark = (written[1] or '0'):match('^(%d+)(d?)$')
+  if tonumber(written_at) > at then return { 'refused', mark == 'd' and 'deleted' or 'newer' } end
+  if tonumber(written[2] or 0) > at then return { 'refused', 'newer' } end
 end
 
 local fresh = now + tonumber(ttl)
-local head = { known[1], at, at, now, fresh, fresh + tonumber(stale), etag, kind, tags }
+local head = { known[1], at, now, fresh, fresh + tonumber(stale), etag, kind, tags }
 return write(key, head, value, quota) and { 'stored', fresh } or { 'full' }

@@ -5,14 +5,15 @@
 --
 -- In `clocks`: \1g generation, \1c the clock, \1s when something was last invalidated softly, \1f the floor (tags invalidated
 -- before it are forgotten), \1v the version of the log that has been applied, a tag: when it was last invalidated,
--- \2 and a tag: when it was softly. All "when" are readings of the clock, which counts invalidations and direct writes.
+-- \2 and a tag: when it was softly; \3 and a key: when it was put or (`d`) deleted by who knew, \1d the floor of those. All
+-- "when" are readings of the clock, which counts invalidations and direct writes.
 --
 -- The generation begins with the run of the server: whatever came back from a disk, or from a replica that may have missed
 -- the last invalidations, is of another generation and a miss. So is all that there was when `clocks` is evicted.
 local call, format, floor, unpack_one = redis.call, string.format, math.floor, cmsgpack.unpack_one
 local SPACE, RUN, CLOCKS = KEYS[1], ARGV[1], KEYS[1] .. 'clocks'
 local LONGEST_LOAD = 300000  -- ms from a miss to the put that answers it
-local GEN, AS_OF, WRITTEN, CREATED, FRESH, ENDS, ETAG, KIND, TAGS, SIZE = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10  -- of an item's head
+local GEN, AS_OF, CREATED, FRESH, ENDS, ETAG, KIND, TAGS = 1, 2, 3, 4, 5, 6, 7, 8  -- of an item's head
 
 local time = call('TIME')
 local now = time[1] * 1000 + floor(time[2] / 1000)
@@ -69,6 +70,13 @@ local function find(key)
   local known = read_clocks(head and head[TAGS] or {})
   if not known then return nil end
   return state_of(head, known), known, head, raw, at
+end
+
+-- A load of a key that began before this is refused. It is kept apart from the item, which may expire or be evicted before
+-- the load is over.
+local function write_down(key, at, mark)
+  call('HSET', CLOCKS, '\3' .. key, format('%d%s', at, mark or ''))
+  call('ZADD', SPACE .. 'writes', now, '\3' .. key)
 end
 
 local function place_in_time(known)

@@ -1,20 +1,29 @@
--- Forget tags that were invalidated so long ago that nothing older can be left, and the oldest of too many: what is older
--- than those is then a miss. ARGV: ms that an item lives at most, how many tags may stay, how many to look at.
-local AGES, most, limit = SPACE .. 'ages', tonumber(ARGV[3]), tonumber(ARGV[4])
-local known = read_clocks({})
-if not known then return { 0 } end
-local old = call('ZRANGEBYSCORE', AGES, '-inf', format('%d', now - tonumber(ARGV[2])), 'LIMIT', 0, limit)
-local above = math.min(limit - #old, call('ZCARD', AGES) - #old - most)
-if above > 0 then
-  local lowest = tonumber(known[4] or 0)
-  for _, tag in ipairs(call('ZRANGE', AGES, #old, #old + above - 1)) do
-    lowest = math.max(lowest, tonumber(call('HGET', CLOCKS, tag) or 0))
-    old[#old + 1] = tag
+-- Forget what matters no more: tags that were invalidated so long ago that nothing older can be left, and writes before
+-- which no load can have begun; and of too many the oldest. Then what is older than those is a miss, or refused.
+-- ARGV: ms that an item lives at most, how many of each may stay, how many to look at.
+local most, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
+if not read_clocks({}) then return { 0 } end
+
+local function forget(names, life, floor_of_it)
+  local old = call('ZRANGEBYSCORE', names, '-inf', format('%d', now - life), 'LIMIT', 0, limit)
+  local above = math.min(limit - #old, call('ZCARD', names) - #old - most)
+  if above > 0 then
+    local lowest = tonumber(call('HGET', CLOCKS, floor_of_it) or 0)
+    for _, name in ipairs(call('ZRANGE', names, #old, #old + above - 1)) do
+      lowest = math.max(lowest, tonumber((call('HGET', CLOCKS, name) or '0'):match('^%d+')))
+      old[#old + 1] = name
+    end
+    call('HSET', CLOCKS, floor_of_it, lowest)
   end
-  call('HSET', CLOCKS, '\1f', lowest)
+  for _, name in ipairs(old) do
+    call('HDEL', CLOCKS, name)
+    call('ZREM', names, name)
+  end
+  return #old
 end
-for _, tag in ipairs(old) do
-  call('HDEL', CLOCKS, tag)
-  call('ZREM', AGES, tag)
-end
-return { #old }
+
+local AGES, WRITES = SPACE .. 'ages', SPACE .. 'writes'
+local gone = forget(AGES, tonumber(ARGV[2]), '\1f') + forget(WRITES, LONGEST_LOAD, '\1d')
+-- One of the two was evicted, and what it named would stay for good: begin anew.
+if call('HLEN', CLOCKS) > call('ZCARD', AGES) + call('ZCARD', WRITES) + 6 then call('UNLINK', CLOCKS) end
+return { gone }
