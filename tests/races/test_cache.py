@@ -25,6 +25,7 @@ from tests.races.nodes import Node, Nodes
 from tests.races.processes import ROOT, Syros, eventually, new_namespace, run, serving
 
 SECONDS = 12.0
+ROUNDS = 5  # in which a bug has to be found
 LONG = 5_000_000  # reads
 
 
@@ -227,16 +228,25 @@ def test_nothing_old_is_served_in_millions_of_reads(house: House, syros: list[Sy
     assert found["reads"] >= LONG
 
 
+def hunt(house: House, syros: Syros, bug: str) -> list[str]:
+    """What is found of a bug: a slow machine gets through few loads in one race."""
+    for _ in range(ROUNDS):
+        race = Race(house, [syros], new_namespace(house.postgres.url, bug), SECONDS / 2)
+        if found := race.results()["stale"]:
+            return list(found)
+    return []
+
+
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_bug_is_found(house: House, bug: str) -> None:
     syros = Syros(house.environ, "buggy", manage=[sys.executable, "-m", "tests.races.cache_bugs"])
     try:
         syros.start()
-        found = Race(house, [syros], new_namespace(house.postgres.url, bug), SECONDS / 2).results()
+        found = hunt(house, syros, bug)
         healthy = Race(house, [syros], new_namespace(house.postgres.url, "none"), SECONDS / 2).results()
     finally:
         syros.end()
-    assert found["stale"], found
+    assert found, "nobody noticed"
     assert healthy["stale"] == []
 
 
