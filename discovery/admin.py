@@ -143,7 +143,7 @@ class InstanceAdmin(RecordAdmin):
     unloaded = ("tags", "metadata", "checks", "flaps")
     actions = (
         each("services.maintenance", service="service", instance_id="instance"),
-        each("services.deregister", service="service", instance_id="instance"),
+        each("services.deregister", service="service", instance_id="instance", incarnation="incarnation"),
     )
     list_display = (
         "instance_id",
@@ -230,11 +230,12 @@ class InstanceAdmin(RecordAdmin):
 
 def checks_panel(instance: Instance) -> Panel:
     colours = {"passing": "success", "failing": "danger"}
+    checks: Any = instance.checks  # Django's connection has read the JSON
     rows: list[list[Any]] = [
         [check["kind"], check["path"] or "-", label(check["state"], colours.get(check["state"], "")),
          brief(check["message"]) or "-", span(check["interval_seconds"]), span(check["timeout_seconds"]),
          f"{check['failures']} / {check['successes']}"]
-        for check in rules.checks_of(instance)
+        for check in checks or ()
     ]  # fmt: skip
     headers = ["check", "path", "state", "message", "every", "time-out", "failures / successes that count"]
     return Panel("Checks", headers, rows, "Nothing is checked: it is healthy as long as it is heard of.")

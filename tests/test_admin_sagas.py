@@ -747,3 +747,43 @@ def test_an_instance_is_deregistered_once_confirmed(operator: Client, lane: Lane
     again = act(operator, "discovery.Instance", "services.deregister", [address]).content.decode()
     assert "Nothing is selected any more" in again
     assert line(operator, "discovery.Service", f"{lane.namespace}/bank")["health"] == "none healthy"
+
+
+def test_instances_and_services_are_taken_out_for_maintenance(operator: Client, lane: Lane) -> None:
+    for name in ("one", "two"):
+        lane(
+            "services.register",
+            service="bank",
+            instance_id=name,
+            address="10.0.0.7",
+            port=80,
+            ttl_seconds=600,
+        )
+    address, service = f"{lane.namespace}/bank#one", f"{lane.namespace}/bank"
+
+    def maintain(label: str, row: str, **more: str) -> None:
+        done = act(operator, label, "services.maintenance", [row], **{**SURE, **more})
+        assert "services.maintenance: 1 done" in done.content.decode()
+
+    maintain("discovery.Instance", address, enabled="true")
+    shown_as = line(operator, "discovery.Instance", address)
+    assert (shown_as["state"], shown_as["why"]) == ("maintenance", SURE["reason"])
+    assert line(operator, "discovery.Service", service)["health"] == "1 healthy"
+    assert shown(operator, "discovery.Instance", namespace=lane.namespace, state="maintenance") == ["one"]
+    maintain("discovery.Instance", address, enabled="false")
+    assert line(operator, "discovery.Service", service)["health"] == "2 healthy"
+    maintain("discovery.Service", service, enabled="true")
+    shown_as = line(operator, "discovery.Service", service)
+    assert (shown_as["health"], shown_as["upkeep"]) == ("maintenance", SURE["reason"])
+    assert lane("services.get", service="bank")["instances"] == []
+
+
+def test_an_instance_s_page_says_what_was_checked(operator: Client, lane: Lane) -> None:
+    check = {"kind": "http", "path": "/health", "interval_seconds": 3600}
+    lane("services.register", service="bank", instance_id="one", address="192.0.2.7", port=80, ttl_seconds=600,
+         checks=[check, {"kind": "tcp", "interval_seconds": 3600}])  # fmt: skip
+    address = f"{lane.namespace}/bank#one"
+    rows = panel(operator, "discovery.Instance", address, "Checks")
+    assert [row[:3] for row in rows] == [["http", "/health", "pending"], ["tcp", "-", "pending"]]
+    assert line(operator, "discovery.Instance", address)["why"] == "not_checked"
+    assert shown(operator, "discovery.Instance", namespace=lane.namespace, state="failing") == ["one"]
