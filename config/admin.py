@@ -131,7 +131,7 @@ def history_panel(entry: Entry) -> Panel:
     before: list[str | None] = [*(data for *_, data in found[1:]), None]
     rows: list[list[Any]] = [
         [version, kind.removeprefix("config."), actor, when(at), reason or "-", difference(data, earlier)]
-        for (version, kind, actor, at, reason, data), earlier in zip(found, before, strict=True)
+        for (version, kind, actor, at, reason, data), earlier in zip(found, before, strict=False)
     ]
     headers = ["revision", "change", "by", "at", "reason", "difference"]
     return Panel("Revisions", headers, rows[:REVISIONS], "There is no history: it is kept no longer.")
