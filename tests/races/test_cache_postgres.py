@@ -76,14 +76,7 @@ def test_a_bug_is_found(house: House, bug: str) -> None:
     syros = Syros(house.environ, "buggy", manage=[sys.executable, "-m", "tests.races.cache_bugs"])
     try:
         syros.start()
-<<<<<<< HEAD
-        for _ in range(5):  # it is a matter of chance
-            found = Race(house, [syros], new_namespace(house.postgres.url, bug), SECONDS).results()
-            if found["stale"]:
-                break
-=======
         found = hunt(house, syros, bug)
->>>>>>> he
     finally:
         syros.end()
     assert found, "nobody noticed"
