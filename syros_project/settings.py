@@ -124,11 +124,11 @@ if SECRET_IS_KEPT:
 
 def sealing_keys(text: str) -> list[bytes]:
     """Keys of 32 bytes, in base64, between commas: the first one seals, all of them open."""
-    found = [
-        base64.urlsafe_b64decode(each.strip().replace("+", "-").replace("/", "_"))
-        for each in text.split(",")
-        if each.strip()
-    ]
+    given = [each.strip().replace("+", "-").replace("/", "_") for each in text.split(",")]
+    try:
+        found = [base64.urlsafe_b64decode(each) for each in given if each]
+    except ValueError:
+        found = [b""]
     if any(len(key) != 32 for key in found):
         raise ImproperlyConfigured(
             "SYROS_CONFIG_KEYS: keys of 32 bytes in base64, as `openssl rand -base64 32` makes"
@@ -137,7 +137,7 @@ def sealing_keys(text: str) -> list[bytes]:
 
 
 CONFIG_KEYS = sealing_keys(env("SYROS_CONFIG_KEYS", "", "config.keys"))
-if DEV and not CONFIG_KEYS:
+if (DEV or SECRET_IS_KEPT) and not CONFIG_KEYS:
     CONFIG_KEYS = [bytes.fromhex(kept_secret(VAR / "secrets" / "config"))]
 # A prefix of etcd that is followed as configuration, under another one, in one namespace.
 CONFIG_ETCD_URL = env("CONFIG_ETCD_URL", "", "config.etcd_url")
