@@ -6,7 +6,7 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import StringIO
 from typing import Any
 from uuid import uuid4
@@ -226,8 +226,9 @@ def test_what_is_no_message_closes_the_socket(peer: Open, text: str | bytes) -> 
 
 def test_what_comes_after_the_end_is_not_heard(peer: Open, caplog: pytest.LogCaptureFixture) -> None:
     socket = peer().begin()
-    for text in ("{", '{"type": "ping"}', "{", '{"type": "connection_init"}'):
-        socket.connection.send(text)
+    with suppress(ConnectionClosed):  # it may be told before all was sent
+        for text in ("{", '{"type": "ping"}', "{", '{"type": "connection_init"}'):
+            socket.connection.send(text)
     assert socket.closed() == 4400
     assert not caplog.records
 

