@@ -115,11 +115,8 @@ class Operation:
         self.aliases = [Route.parse(alias) for alias in aliases]
         self.hot, self.waits, self.admin, self.anonymous = hot, waits, admin, anonymous
         self.touches, self.secret, self.max_bytes = touches, tuple(secret), max_bytes
-        self.volatile, self.until, self.location = (
-            volatile,
-            until,
-            Route.parse(location) if location else None,
-        )
+        self.volatile, self.until = volatile, until
+        self.location = Route.parse(location) if location else None
         self.changes = kind == "command" if changes is None else changes
         self.patient, self.etag = patient, etag
         self.streams = inspect.isasyncgenfunction(function)

@@ -5,19 +5,18 @@ The promise is kept here: before the pivot, every step whose action may have had
 whose outcome nobody knows (as dtm does, https://dtm.pub); after it, forward until done or a human decides.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
 from sagas.mapping import MappingError, Scope
 from sagas.plans import Plan, StepPlan
+from sagas.progress import Progress, Side, StepProgress
 
 DONE = ("succeeded", "skipped")  # sides after which what depends on them goes on
 OUT = ("calling", "queued", "waiting")  # sides of which something may still be heard
 OVER = ("succeeded", "skipped", "failed", "unknown")
-FINAL = ("succeeded", "compensated", "failed", "terminated")
-RESTING = (*FINAL, "attention")  # nothing goes on, unless a human says so
 GRACE = 5.0  # seconds after which a call of which nothing is heard is given up; its caller's own limit comes first
 CONFIGURATION_ATTEMPTS = 5
 CONFIGURATION_DELAY = 2.0
@@ -27,78 +26,6 @@ CHECK_AGAIN = 1.0  # seconds between them
 LOCK_AGAIN = 1.0  # seconds until who waits for locks looks again; a grant says so sooner
 LONGEST = 10 * 366 * 86400.0  # seconds that a step may sleep, and until a saga starts
 MESSAGE = 1000  # characters of a participant's that are kept
-
-
-@dataclass(slots=True)
-class Side:
-    """A step's action, or its compensation: how often it was tried and what came of it. Instants in Unix seconds."""
-
-    status: str = "pending"
-    attempts: int = 0  # sent
-    failures: int = 0  # that count
-    failed_since: float | None = None
-    due: float | None = None  # when to look again
-    started: float | None = None
-    finished: float | None = None
-    error: dict[str, Any] | None = None
-    until: float | None = None  # how long it waits for its locks
-
-
-@dataclass(slots=True)
-class StepProgress:
-    action: Side = field(default_factory=Side)
-    undo: Side = field(default_factory=Side)
-    maybe: bool = False  # an attempt may have had an effect, whatever a later one said
-    place: int = 0  # in the order of first dispatch, from 1
-    output: Any = None
-    locks: dict[str, list[Any]] = field(
-        default_factory=dict
-    )  # that it holds: token, and when it is given back
-    child: str | None = None  # the id of the saga that it is
-    is_recalled: bool = False  # that saga was told to take back what it did
-    is_verifying: bool = False  # the participant is asked whether the action had its effect
-    checks: int = 0  # how often it was asked so in vain
-    edited: dict[str, Any] = field(default_factory=dict)  # inputs that an operator gave, by op
-
-    def sides(self) -> tuple[tuple[str, Side], tuple[str, Side]]:
-        return ("action", self.action), ("compensate", self.undo)
-
-    def side(self, op: str) -> Side:
-        """Whose attempt it is; to verify is the action's business."""
-        return self.undo if op == "compensate" else self.action
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a saga is."""
-
-    status: str = "running"
-    reason: str | None = None
-    before: str | None = None  # what it was before it needed attention
-    paused_from: str | None = None  # and before it was paused
-    paused_at: float | None = None
-    start_at: float | None = None  # when it begins, if not at once
-    deadline: float | None = None
-    dispatched: int = 0
-    error: dict[str, Any] | None = None
-    dirty: bool = False
-    has_session: bool = False  # that its locks are held with
-    output: Any = None
-    signals: dict[str, Any] = field(default_factory=dict)
-    steps: dict[str, StepProgress] = field(default_factory=dict)
-
-    @property
-    def is_over(self) -> bool:
-        return self.status in FINAL
-
-    @property
-    def is_calling(self) -> bool:
-        return any(side.status == "calling" for side in self.sides())
-
-    def sides(self) -> Iterator[Side]:
-        for step in self.steps.values():
-            yield step.action
-            yield step.undo
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from orjson import Fragment
 
 from sagas.models import Saga
 from sagas.plans import Plan, StepPlan
-from sagas.rules import Progress, Side, StepProgress
+from sagas.progress import Progress, Side, StepProgress
 from sagas.types import CompensationState, SagaState, StepState
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sagas.facts import Fact
-from sagas.rules import FINAL
+from sagas.progress import FINAL
 from sagas.types import TimelineAttempt, TimelineLane, TimelineState, TimelineWait
 
 SILENT = ("late_result", "events_failed", "retried")  # nothing begins or ends with it

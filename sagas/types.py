@@ -23,7 +23,6 @@ Status = Literal[
     "scheduled", "running", "paused", "compensating", "attention",
     "succeeded", "compensated", "failed", "terminated",
 ]  # fmt: skip
-FINAL = ("succeeded", "compensated", "failed", "terminated")
 MAX_STEPS = 500
 TIMEOUT = 30.0  # seconds, unless said
 

@@ -12,7 +12,8 @@ from sagas import progress as stored_progress
 from sagas.admin.words import failure, folded, length, saga_link, side_label
 from sagas.models import Saga
 from sagas.plans import Plan, StepPlan
-from sagas.rules import Course, Progress, Side
+from sagas.progress import Progress, Side
+from sagas.rules import Course
 from sagas.services.courses import plan_at
 from sagas.states import steps_of
 from sagas.types import CompensationState, StepState

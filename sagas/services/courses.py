@@ -24,7 +24,8 @@ from sagas.errors import DefinitionNotFound, SagaNotFound
 from sagas.models import Definition, DefinitionName, Saga, Task
 from sagas.participants import Attempt
 from sagas.plans import Plan, plan_of
-from sagas.rules import RESTING, Course, Outcome, Progress, Send, StepProgress, Wanted, wake_at
+from sagas.progress import RESTING, Progress, StepProgress
+from sagas.rules import Course, Outcome, Send, Wanted, wake_at
 from sagas.states import instant, state_of
 from sagas.worker import worker
 

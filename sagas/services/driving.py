@@ -4,7 +4,8 @@ from core.batch import Transaction
 from core.operations import command
 from sagas import progress as stored_progress
 from sagas.models import Saga
-from sagas.rules import Course, Outcome, Progress
+from sagas.progress import Progress
+from sagas.rules import Course, Outcome
 from sagas.services.courses import course_of, is_dead, store
 
 

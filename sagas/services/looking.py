@@ -26,7 +26,7 @@ from sagas import timeline as told
 from sagas.errors import SagaNotFound
 from sagas.facts import FACTS, FETCHED, TOLD, Fact
 from sagas.plans import Plan
-from sagas.rules import RESTING
+from sagas.progress import RESTING
 from sagas.services.courses import known_plan, plan_at, session_id
 from sagas.states import at, steps_of
 from sagas.types import (

@@ -16,7 +16,8 @@ from core.runtime import runtime
 from core.types import Instant, Json, Text
 from sagas.errors import NotPaused, NotStuck, PivotPassed, SagaOver, StepNotFound
 from sagas.models import Saga
-from sagas.rules import Course, Side
+from sagas.progress import Side
+from sagas.rules import Course
 from sagas.services.courses import course_of, saga_of, store
 from sagas.services.looking import Choice, matching
 from sagas.states import state_of

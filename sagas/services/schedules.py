@@ -24,7 +24,7 @@ from core.runtime import carry_out_found, every
 from core.types import Cursor, Json, Limit, Text, encode_cursor
 from sagas.errors import DefinitionNotFound, NotPaused
 from sagas.models import Saga, Schedule
-from sagas.rules import FINAL
+from sagas.progress import FINAL
 from sagas.services.courses import create, named
 from sagas.types import SagaName
 from sagas.worker import worker
@@ -223,9 +223,8 @@ def resume(tx: Transaction, *, name: SagaName, reason: Text | None = None) -> Sc
     if not found.is_paused:
         raise NotPaused("The schedule is not paused.", name=name)
     found.is_paused = False
-    found.next_at = found.next_at or next(
-        times_after(found, tx.now)
-    )  # one made paused by an earlier version has none
+    # One that was made paused by an earlier version has none.
+    found.next_at = found.next_at or next(times_after(found, tx.now))
     tx.emit(found, "schedule.resumed", because(reason))
     return state(found)
 
@@ -285,20 +284,8 @@ async def find(call: Call, *, limit: Limit = 50, cursor: Cursor | None = None) -
 
 
 def seen(row: Row) -> ScheduleState:
-    (
-        address,
-        definition,
-        version,
-        cron,
-        interval,
-        zone,
-        given,
-        overlap,
-        catch_up,
-        is_paused,
-        next_at,
-        *last,
-    ) = row
+    (address, definition, version, cron, interval, zone, given, overlap, catch_up, is_paused, next_at,
+     *last) = row  # fmt: skip
     return ScheduleState(
         address.partition("/")[2], definition, version, cron, interval, zone, Fragment(given), overlap, catch_up,
         is_paused, None if is_paused else next_at, *last,

@@ -10,7 +10,8 @@ from core.encoding import decode
 from core.operations import query
 from core.types import Json
 from sagas.plans import Plan, compile_plan
-from sagas.rules import Course, Outcome, Progress, StepProgress, wake_at
+from sagas.progress import Progress, StepProgress
+from sagas.rules import Course, Outcome, wake_at
 from sagas.types import Order, StepName, Steps, Strict
 
 ROUNDS = 20_000  # after which a saga counts as one that does not end

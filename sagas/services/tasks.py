@@ -22,7 +22,8 @@ from sagas import progress as stored_progress
 from sagas.errors import LeaseLost, TaskNotFound
 from sagas.models import Saga, Task
 from sagas.participants import token_for
-from sagas.rules import Outcome, Progress
+from sagas.progress import Progress
+from sagas.rules import Outcome
 from sagas.services.courses import course_of, store
 from sagas.services.driving import heard
 from sagas.services.looking import heard_of

@@ -14,18 +14,8 @@ from hypothesis import strategies as st
 
 from sagas import progress as stored
 from sagas.plans import Plan, StepPlan, compile_plan
-from sagas.rules import (
-    CONFIGURATION_ATTEMPTS,
-    DONE,
-    FINAL,
-    OUT,
-    Course,
-    Outcome,
-    Progress,
-    Send,
-    StepProgress,
-    wake_at,
-)
+from sagas.progress import FINAL, Progress, StepProgress
+from sagas.rules import CONFIGURATION_ATTEMPTS, DONE, OUT, Course, Outcome, Send, wake_at
 from sagas.types import RetryPolicy, Step
 
 START = 1_000_000.0
