@@ -50,6 +50,10 @@ class Storm:
         await asyncio.to_thread(victim.kill)
         await asyncio.to_thread(victim.start)
 
+    async def kill_all(self) -> None:
+        """Whoever was in the middle of a call is gone."""
+        await asyncio.gather(*map(self.kill, self.processes))
+
     async def stop(self) -> None:
         """For longer than the lease: the others take over, and it wakes up in the middle of what it did."""
         await self.stand_still(self.victim())
@@ -91,7 +95,7 @@ def authors_for(couple: Couple, wanted: int, pace: float, seed: int) -> Authors:
 
 def test_whatever_happens_the_ledger_says_all_or_nothing(couple: Couple) -> None:
     authors = authors_for(couple, 80, 9, seed=1)
-    run(live_through(couple, authors, "kill stop restart kill", PATIENCE), 120)
+    run(live_through(couple, authors, "stop kill_all restart kill", PATIENCE), 120)
     assert authors.outcomes["succeeded"] > 10
     assert authors.outcomes["compensated"] > 10
     assert authors.facts["unheard"]
