@@ -29,11 +29,10 @@ def tail() -> Tail:
 
 
 async def grew(grown: asyncio.Event, seconds: float) -> bool:
-    """Wait for the log to grow; False if it did not in this time."""
+    """Wait for the log, or a stream of it, to grow; False if it did not in this time."""
     try:
-        async with asyncio.timeout(
-            seconds
-        ):  # wait_for makes a task of it, which costs more than all the rest
+        # wait_for makes a task of it, which costs more than all the rest.
+        async with asyncio.timeout(seconds):
             await grown.wait()
     except TimeoutError:
         return False

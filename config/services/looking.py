@@ -1,8 +1,8 @@
 """Looking at configuration: what is set, what was, and what changes."""
 
-from asyncio import timeout
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from time import monotonic
 from typing import Annotated, Any
 
 from orjson import Fragment
@@ -27,10 +27,12 @@ from core import following, log
 from core.callers import Call
 from core.database import Row, Together, rows
 from core.encoding import decode
+from core.following import grew
 from core.log import Entry as Written
 from core.models import between
 from core.operations import query
 from core.types import Cursor, Limit, Position, Prefix, Wait, encode_cursor
+from core.watching import watchers
 
 STREAMS = "$config:"
 PAGE_BYTES = 4 << 20  # of values in one answer
@@ -40,7 +42,6 @@ COLUMNS = (
 )  # fmt: skip
 STATE = ", ".join(f"{name}::text" if name.endswith("value") else name for name in COLUMNS)
 ONE = Together(f"select {STATE}, is_set from config_entry where id = any(%s)")
-AT = "select version from config_entry where id = %s"
 # The limit stands innermost: a window is looked through before it is cut.
 PAGE = f"""select {STATE}, there from (
     select *, count(*) over () as there, sum(size) over (order by id) - size as before from (
@@ -75,28 +76,25 @@ async def get(
         await reached(call, key, from_revision, wait_seconds)
     found = await ONE.row(f"{call.namespace.name}/{key}")
     if found is None or not found[-1]:
-        raise ConfigNotFound(f"{key} is not set.", key=key, revision=found[8] if found else 0)
+        raise ConfigNotFound(f"{key} is not set.", key=key, revision=revision_in(found))
     return state_of(found, instance_id)
 
 
 async def reached(call: Call, key: str, revision: int, seconds: float) -> None:
-    """Wait until a key is at a revision, not longer than that."""
-    stream = f"{STREAMS}{key}"
+    """Wait until a key is at a revision, not longer than that.
 
-    def item(entry: Written) -> dict[str, Any] | None:
-        return {"revision": entry.version} if entry.stream == stream else None
+    Raises: Unavailable.
+    """
+    until = monotonic() + seconds
+    while True:
+        async with watchers.of(call.namespace.number, [f"{STREAMS}{key}"]) as changed:
+            at = revision_in(await ONE.row(f"{call.namespace.name}/{key}"))
+            if at >= revision or not await grew(changed, until - monotonic()):
+                return
 
-    position = await following.start_of(call, None, None)
-    items = following.follow(call.namespace.number, position, item, seconds)
-    try:
-        async with aclosing(items), timeout(seconds):
-            await anext(items)  # from here on nothing is missed
-            now = await rows(AT, [f"{call.namespace.name}/{key}"])
-            at = now[0][0] if now else 0
-            while at < revision:
-                at = (await anext(items)).get("revision", at)
-    except TimeoutError:
-        pass
+
+def revision_in(row: Row | None) -> int:
+    return row[COLUMNS.index("version")] if row else 0
 
 
 @query("GET config", name="config.find", returns=ConfigPage)

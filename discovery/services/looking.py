@@ -1,6 +1,5 @@
 """Looking for instances: at once, when something changes, or one by weight."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from random import choices
 from time import monotonic
@@ -10,9 +9,11 @@ from pydantic import Field
 
 from core.callers import Call
 from core.database import rows
+from core.following import grew
 from core.models import between, position_of
 from core.operations import query
 from core.types import Cursor, Limit, Position, Prefix, Text, Wait, encode_cursor
+from core.watching import watchers
 from discovery.errors import NoHealthyInstance
 from discovery.places import LISTED
 from discovery.services.registering import instance_state
@@ -25,7 +26,6 @@ from discovery.types import (
     ServiceSummary,
     Watched,
 )
-from discovery.watching import watchers
 
 MOST = 1000  # instances of a service that an answer holds
 # In one statement, so that nothing comes between: what is there, and up to which event of the service that is so.
@@ -82,18 +82,8 @@ async def get(
         async with watchers.of(call.namespace.number, streams) as changed:
             found = await look(call, asked, healthy, tag)
             since = found.position if since is None else since
-            if found.position > since or not await happens(changed, until - monotonic()):
+            if found.position > since or not await grew(changed, until - monotonic()):
                 return found
-
-
-async def happens(changed: asyncio.Event, seconds: float) -> bool:
-    """Wait for it; False if it did not come in this time."""
-    try:
-        async with asyncio.timeout(seconds):
-            await changed.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 async def look(call: Call, asked: Sequence[str], healthy: bool, tag: str | None) -> ServiceState:
@@ -157,7 +147,7 @@ async def watch(
             if since is None or found.position > since:
                 since = found.position
                 yield {"service": item(found)}
-            if not await happens(changed, heartbeat_seconds):
+            if not await grew(changed, heartbeat_seconds):
                 yield {"heartbeat": {"position": since}}
 
 
