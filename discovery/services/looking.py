@@ -1,7 +1,6 @@
 """Looking for instances: at once, when something changes, or one by weight."""
 
 from collections.abc import AsyncIterator, Sequence
-from random import choices
 from time import monotonic
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from core.models import between, position_of
 from core.operations import query
 from core.types import Cursor, Limit, Position, Prefix, Text, Wait, encode_cursor
 from core.watching import watchers
+from discovery.directory import by_weight
 from discovery.errors import NoHealthyInstance
 from discovery.places import LISTED
 from discovery.services.registering import instance_state
@@ -120,8 +120,7 @@ async def pick(
     found = await look(call, [service, *failover], True, tag)
     if not found.instances:
         raise NoHealthyInstance(services=[service, *failover], tag=tag)
-    weights = [each.weight for each in found.instances]
-    return choices(found.instances, weights if any(weights) else None)[0]
+    return by_weight(found.instances)
 
 
 @query("GET services/{service}/watch", name="services.watch", returns=Watched)
