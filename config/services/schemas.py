@@ -147,8 +147,8 @@ def misfits_of(tx: Transaction, prefix: str, json_schema: str, force: bool) -> I
         raise TooManyValues(prefix=prefix)
     for entry in tx.loaded(Entry):  # what this very batch has made of them
         if entry.namespace == tx.call.namespace.name and prefix in rules.prefixes(entry.name):
-            secret = unsealed(tx, entry.name, entry.sealed) if rules.is_secret(entry) else None  # type: ignore[arg-type]
-            found[entry.name] = secret or entry.value
+            sealed = entry.sealed
+            found[entry.name] = entry.value if sealed is None else unsealed(tx, entry.name, sealed)
     for key, value in sorted(found.items()):
         is_its_own = rules.schema_of(key, {prefix, *longer}) == prefix
         if value is not None and is_its_own and not fitting.fits(json_schema, value):
