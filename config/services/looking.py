@@ -34,7 +34,6 @@ from core.operations import query
 from core.types import Cursor, Limit, Position, Prefix, Wait, encode_cursor
 from core.watching import watchers
 
-STREAMS = "$config:"
 PAGE_BYTES = 4 << 20  # of values in one answer
 COLUMNS = (
     "id", "value", "sealed", "percentage", "salt", "next_value", "next_sealed", "source", "version", "changed_at",
@@ -87,7 +86,7 @@ async def reached(call: Call, key: str, revision: int, seconds: float) -> None:
     """
     until = monotonic() + seconds
     while True:
-        async with watchers.of(call.namespace.number, [f"{STREAMS}{key}"]) as changed:
+        async with watchers.of(call.namespace.number, [f"{Entry.STREAMS}{key}"]) as changed:
             at = revision_in(await ONE.row(f"{call.namespace.name}/{key}"))
             if at >= revision or not await grew(changed, until - monotonic()):
                 return
@@ -144,17 +143,21 @@ async def history(
     call: Call, *, key: Key, limit: Limit = 50, cursor: RevisionCursor | None = None
 ) -> ConfigHistory:
     """The revisions of a key, the newest first: who set it to what, and why. Of a key that was never set, none."""
-    chosen = [("version < %s", cursor)]
-    stream = f"{STREAMS}{key}"
-    found, more = await log.of_stream(call.namespace.number, stream, chosen, limit, "version desc")
-    items = [revision_of(entry) for entry in found]
-    return ConfigHistory(items, encode_cursor(str(items[-1].revision)) if more else None)
+    found, next_cursor = await revisions(call, f"{Entry.STREAMS}{key}", limit, cursor)
+    return ConfigHistory([revision_of(entry) for entry in found], next_cursor)
+
+
+async def revisions(call: Call, stream: str, limit: int, cursor: Any) -> tuple[list[Written], str | None]:
+    """A page of what changed a key or a schema, the newest first, and the cursor of the next page."""
+    older = [("version < %s", cursor)]
+    found, more = await log.of_stream(call.namespace.number, stream, older, limit, "version desc")
+    return found, encode_cursor(str(found[-1].version)) if more else None
 
 
 def revision_of(entry: Written) -> ConfigRevision:
     data = decode(entry.data)
     return ConfigRevision(
-        entry.stream.removeprefix(STREAMS), entry.version, entry.position, entry.type.removeprefix("config."),
+        entry.stream.removeprefix(Entry.STREAMS), entry.version, entry.position, entry.type.removeprefix("config."),
         data.get("value"), "sealed" in data, rollout_in(data),
         data.get("to_revision"), data.get("reason"), entry.recorded_at, entry.actor,
     )  # fmt: skip
@@ -183,12 +186,12 @@ async def watch(
     Errors: `position_pruned` (410): history before it is gone, so read all keys and go on at the position of that page;
     `position_ahead` (409).
     """
-    wanted = f"{STREAMS}{prefix}"
+    wanted = f"{Entry.STREAMS}{prefix}"
 
     def item(entry: Written) -> dict[str, Any] | None:
         return {"change": told(entry)} if entry.stream.startswith(wanted) else None
 
-    position = await following.start_of(call, from_position, STREAMS)
+    position = await following.start_of(call, from_position, Entry.STREAMS)
     items = following.follow(call.namespace.number, position, item, heartbeat_seconds)
     async with aclosing(items):
         async for found in items:
