@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from core.callers import Call
 from core.errors import Conflict
@@ -12,6 +14,8 @@ from core.log import Entry
 from core.retention import pruned
 from core.runtime import runtime
 from core.tail import PositionPruned, Tail
+
+HeartbeatSeconds = Annotated[float, Field(ge=1, le=60)]
 
 
 class PositionAhead(Conflict):

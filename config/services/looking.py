@@ -3,10 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from time import monotonic
-from typing import Annotated, Any
+from typing import Any
 
 from orjson import Fragment
-from pydantic import Field
 
 from config import rules
 from config.errors import ConfigNotFound
@@ -27,7 +26,7 @@ from core import following, log
 from core.callers import Call
 from core.database import Row, Together, rows
 from core.encoding import decode
-from core.following import grew
+from core.following import HeartbeatSeconds, grew
 from core.log import Entry as Written
 from core.models import between
 from core.operations import query
@@ -178,7 +177,7 @@ async def watch(
     *,
     prefix: Prefix = "",
     from_position: Position | None = None,
-    heartbeat_seconds: Annotated[float, Field(ge=1, le=60)] = 15.0,
+    heartbeat_seconds: HeartbeatSeconds = 15.0,
 ) -> AsyncIterator[dict[str, Any]]:
     """Every change of the keys that begin so, in order: first what there is from `from_position` (absent: only what
     comes), then what comes. A heartbeat carries the position reached, also where nothing matched.

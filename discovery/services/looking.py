@@ -2,13 +2,11 @@
 
 from collections.abc import AsyncIterator, Sequence
 from time import monotonic
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from core.callers import Call
 from core.database import rows
-from core.following import grew
+from core.following import HeartbeatSeconds, grew
 from core.models import between, position_of
 from core.operations import query
 from core.types import Cursor, Limit, Position, Prefix, Text, Wait, encode_cursor
@@ -52,7 +50,6 @@ OF_SERVICE = """from discovery_instance i
 SUMMARIES = f"""select s.id, (select count(*) {OF_SERVICE}), (select count(*) {OF_SERVICE} and {LISTED}),
     s.protected, s.maintenance
 from discovery_service s where id >= %s and id < %s and id > %s order by id limit %s"""
-Heartbeat = Annotated[float, Field(ge=1, le=60)]
 
 
 @query("GET services/{service}", name="services.get", returns=ServiceState, hot=True)
@@ -132,7 +129,7 @@ async def watch(
     tag: Text | None = None,
     failover: Failover = [],  # noqa: B006
     from_position: Position | None = None,
-    heartbeat_seconds: Heartbeat = 15.0,
+    heartbeat_seconds: HeartbeatSeconds = 15.0,
 ) -> AsyncIterator[dict[str, Any]]:
     """Follow a service: how it is now, and again after every change. Changes that come together are told together; a
     heartbeat carries the position reached. Who resumes gives as `from_position` the one after the last that it was
