@@ -7,12 +7,10 @@ from contextlib import asynccontextmanager
 from statistics import median
 from typing import Any
 
-import uvloop
-
 from bench.client import Client
-from bench.processes import has_proc
+from bench.keeping import against_empty, cpu_percent
 from bench.report import Figure, at_most
-from bench.servers import Syros, folder
+from bench.servers import Syros
 
 needs_wrk = False
 SERVICES, INSTANCES = 100, 50  # of each
@@ -24,16 +22,10 @@ SHORT = 3  # seconds
 
 
 def measure(seconds: int, rounds: int) -> list[Figure]:
-    if not has_proc:
-        print("discovery: skipped, there is no /proc to read")
-        return []
-    with folder() as home, Syros(home) as syros, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(ask(syros, rounds))
+    return against_empty("discovery", 2 * RHYTHM, lambda syros, empty: ask(syros, empty, rounds))
 
 
-async def ask(syros: Syros, rounds: int) -> list[Figure]:
-    await asyncio.sleep(3)  # what starting leaves to do
-    empty = await cpu_percent(syros, 2 * RHYTHM)
+async def ask(syros: Syros, empty: float, rounds: int) -> list[Figure]:
     keeper = Keeper([await Client.open(syros) for _ in range(CONNECTIONS)])
     asker = await Client.open(syros)
     kept, busy, calls = list[float](), list[float](), 0
@@ -73,12 +65,6 @@ async def ask(syros: Syros, rounds: int) -> list[Figure]:
         Figure("… beside the heartbeats of all", "ms", median(busy) * 1e3),
         Figure("… a dead one is out after its TTL and", "s, at most", max(late), None, at_most(2)),
     ]
-
-
-async def cpu_percent(syros: Syros, seconds: float) -> float:
-    before, started = syros.cpu(), time.perf_counter()
-    await asyncio.sleep(seconds)
-    return (syros.cpu() - before) / (time.perf_counter() - started) * 100
 
 
 async def timed(client: Client, path: str) -> float:

@@ -7,12 +7,10 @@ from contextlib import asynccontextmanager
 from statistics import median
 from typing import Any
 
-import uvloop
-
 from bench.client import Client
-from bench.processes import has_proc
+from bench.keeping import against_empty, cpu_percent
 from bench.report import Figure, at_most
-from bench.servers import Syros, folder
+from bench.servers import Syros
 
 needs_wrk = False
 SESSIONS, KEYS = 2_000, 50  # of each
@@ -22,16 +20,10 @@ PAUSE = 6  # seconds without keepalives: each session has TTL - RHYTHM left
 
 
 def measure(seconds: int, rounds: int) -> list[Figure]:
-    if not has_proc:
-        print("sessions: skipped, there is no /proc to read")
-        return []
-    with folder() as home, Syros(home) as syros, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(ask(syros, rounds))
+    return against_empty("sessions", 2 * RHYTHM, lambda syros, empty: ask(syros, empty, rounds))
 
 
-async def ask(syros: Syros, rounds: int) -> list[Figure]:
-    await asyncio.sleep(3)  # what starting leaves to do
-    empty = await cpu_percent(syros, 2 * RHYTHM)
+async def ask(syros: Syros, empty: float, rounds: int) -> list[Figure]:
     keeper = Keeper(syros, [await Client.open(syros) for _ in range(CONNECTIONS)])
     started = time.perf_counter()
     async with keeper.at_work():
@@ -56,12 +48,6 @@ async def ask(syros: Syros, rounds: int) -> list[Figure]:
         Figure("… of it without keepalives", "% of a core", holding),
         Figure("… a keepalive", "µs CPU", (keeping - holding) / 100 / rate * 1e6),
     ]
-
-
-async def cpu_percent(syros: Syros, seconds: float) -> float:
-    before, started = syros.cpu(), time.perf_counter()
-    await asyncio.sleep(seconds)
-    return (syros.cpu() - before) / (time.perf_counter() - started) * 100
 
 
 class Keeper:

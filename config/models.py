@@ -10,6 +10,8 @@ from core.models import Aggregate, JSONTextField
 class Entry(Aggregate):
     """A key, and what it is set to. A deleted one stays, for its revision: that never comes again."""
 
+    STREAMS: ClassVar[str] = "$config:"
+
     # The revision: the version of its stream. Known when a command is decided, as a place in the log is not.
     version = models.BigIntegerField(default=0)
     is_set = models.BooleanField(default=False)
@@ -29,7 +31,7 @@ class Entry(Aggregate):
 
     @property
     def stream(self) -> str:
-        return f"$config:{self.name}"
+        return f"{self.STREAMS}{self.name}"
 
     @property
     def expected(self) -> int:
@@ -48,6 +50,8 @@ class Sealed(Aggregate):
 class Schema(Aggregate):
     """The JSON Schema of the keys at and under a prefix."""
 
+    STREAMS: ClassVar[str] = "$config-schema:"
+
     # Every change of a key reads those above it, and must not wait for others that do. Two who change the same one
     # meet at the version of its stream: the second breaks there, and its batch runs again.
     engine_locks: ClassVar[bool] = False
@@ -60,7 +64,7 @@ class Schema(Aggregate):
 
     @property
     def stream(self) -> str:
-        return f"$config-schema:{self.name}"
+        return f"{self.STREAMS}{self.name}"
 
     @property
     def expected(self) -> int:

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from core.callers import Call
 from core.errors import Conflict
@@ -12,6 +14,8 @@ from core.log import Entry
 from core.retention import pruned
 from core.runtime import runtime
 from core.tail import PositionPruned, Tail
+
+HeartbeatSeconds = Annotated[float, Field(ge=1, le=60)]
 
 
 class PositionAhead(Conflict):
@@ -29,11 +33,10 @@ def tail() -> Tail:
 
 
 async def grew(grown: asyncio.Event, seconds: float) -> bool:
-    """Wait for the log to grow; False if it did not in this time."""
+    """Wait for the log, or a stream of it, to grow; False if it did not in this time."""
     try:
-        async with asyncio.timeout(
-            seconds
-        ):  # wait_for makes a task of it, which costs more than all the rest
+        # wait_for makes a task of it, which costs more than all the rest.
+        async with asyncio.timeout(seconds):
             await grown.wait()
     except TimeoutError:
         return False

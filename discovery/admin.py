@@ -170,7 +170,8 @@ class InstanceAdmin(RecordAdmin):
         return with_tags(there(found))
 
     def name_of(self, row: Any) -> str:
-        return f"{row} at {address_of(row)}: {status_of(row)}"
+        status, _ = rules.seen(row, row.now)
+        return f"{row} at {address_of(row)}: {status}"
 
     @admin.display(description="instance")
     def instance_id(self, instance: Instance) -> str:
@@ -251,16 +252,8 @@ def with_tags(instances: QuerySet[Any]) -> QuerySet[Any]:
     return found.defer("tags", "metadata", "checks", "flaps")
 
 
-def is_overdue(instance: Any) -> bool:
-    return instance.expires_at is not None and instance.expires_at <= instance.now
-
-
-def status_of(instance: Any) -> str:
-    return rules.EXPIRED if is_overdue(instance) else str(instance.status)
-
-
 def state_of(instance: Any) -> str:
-    status = status_of(instance)
+    status, _ = rules.seen(instance, instance.now)
     since = instance.expires_at or instance.changed_at
     text = f"gone for {span(instance.now - since)}" if status == rules.EXPIRED and since else status
     if instance.protected:

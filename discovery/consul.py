@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from re import compile
 from time import monotonic
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote, urlencode, urlsplit
 
 import httptools
@@ -18,10 +18,11 @@ import orjson
 
 from core.errors import Invalid
 from core.operations import registry
+from discovery.types import Scheme
 
 MAX_ANSWER = 16 << 20  # bytes
 CONNECT_SECONDS = 5.0
-SCHEMES = ("http", "https", "grpc", "grpcs")
+SCHEMES = get_args(Scheme)
 MARK = "consul:"  # what the ids of imported instances begin with
 INSTANCE_ID = compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 

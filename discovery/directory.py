@@ -1,8 +1,9 @@
 """Where instances are, as a process remembers it: looked after twice a second, for those who call them often."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import choices
+from typing import Protocol, TypeVar
 
 from core.database import rows
 from discovery.places import LISTED, OVERDUE, SERVICE_OF
@@ -29,6 +30,22 @@ class Place:
     scheme: str
     weight: int
     may_be_private: bool
+
+
+class Weighted(Protocol):
+    @property
+    def weight(self) -> int: ...
+
+
+Each = TypeVar("Each", bound=Weighted)
+
+
+def by_weight(found: Sequence[Each]) -> Each:
+    """One of them, each as often as its weight is of the sum; where none has any, each as often as the others."""
+    if len(found) == 1:
+        return found[0]
+    weights = [each.weight for each in found]
+    return choices(found, weights if any(weights) else None)[0]
 
 
 class Directory:
@@ -98,12 +115,7 @@ class Directory:
     def pick(self, service: str) -> Place | None:
         """One of them, by weight."""
         places = self._places.get(service)
-        if not places:
-            return None
-        if len(places) == 1:
-            return places[0]
-        weights = [place.weight for place in places]
-        return choices(places, weights if any(weights) else None)[0]
+        return by_weight(places) if places else None
 
 
 directory = Directory()

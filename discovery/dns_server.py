@@ -49,13 +49,14 @@ class Memory:
         return self._targets.get((namespace, service), (0.0, []))[1]
 
     def has_services(self, namespace: str) -> bool:
+        self._name()
         return namespace in self._namespaces
 
-    def needs(self, place: tuple[str, str] | None) -> bool:
+    def needs(self, place: tuple[str, str]) -> bool:
         """Must this be loaded before it is asked for?"""
         self._name()
         if place not in self._names:
-            self._targets.pop(place, None)  # type: ignore[arg-type]
+            self._targets.pop(place, None)
             return False
         return self._targets.get(place, (0.0, []))[0] < monotonic()
 
@@ -161,7 +162,7 @@ class Dns:
         """What must be loaded before it is answered."""
         labels = dns.below(query.name, self.zone)
         place = dns.meant(labels) if labels else None
-        return place if self.memory.needs(place) else None
+        return place if place and self.memory.needs(place) else None
 
     def reply(self, query: Query, *, tcp: bool) -> bytes:
         if not directory.is_read:

@@ -181,9 +181,3 @@ class Client:
             Connection, address, port, ssl=self._tls if tls_name else None, server_hostname=tls_name
         )
         return connection
-
-    def close(self) -> None:
-        for idle in self._idle.values():
-            for connection in idle:
-                connection.close()
-        self._idle.clear()

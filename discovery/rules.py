@@ -41,6 +41,13 @@ def is_overdue(instance: Instance, now: datetime) -> bool:
     return instance.expires_at is not None and instance.expires_at <= now
 
 
+def seen(instance: Instance, now: datetime) -> tuple[str, str | None]:
+    """Its status and why, also if nobody has written it down yet that its time is over."""
+    if is_overdue(instance, now) and instance.status not in GONE:
+        return EXPIRED, None
+    return instance.status, instance.reason
+
+
 def is_listed(service: Service, instance: Instance, now: datetime) -> bool:
     """May it be called? What stands in discovery.places.LISTED, of an instance at hand."""
     if service.maintenance is not None:

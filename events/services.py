@@ -14,7 +14,7 @@ from core.callers import Call
 from core.database import rows
 from core.encoding import decode
 from core.errors import Invalid
-from core.following import grew, head_for, start_of, tail
+from core.following import HeartbeatSeconds, grew, head_for, start_of, tail
 from core.log import Entry, RecordedEvent, place_id
 from core.models import Event, Stream, log_id
 from core.operations import command, nested, query
@@ -329,7 +329,7 @@ async def follow(
     prefix: Prefix = "",
     event_types: Annotated[list[EventType], Field(max_length=100)] = [],  # noqa: B006
     system: bool = False,
-    heartbeat_seconds: Annotated[float, Field(ge=1, le=60)] = 15.0,
+    heartbeat_seconds: HeartbeatSeconds = 15.0,
 ) -> AsyncIterator[dict[str, Any]]:
     """Follow the log live: first what is there from `from_position` (absent: only what comes), then each new
     event in order. A heartbeat carries the position reached, also where nothing matched.

@@ -13,8 +13,11 @@ import pytest
 from django.core.management import call_command
 
 from api.messages import messages
+from core.callers import namespaces
+from core.watching import watchers
 from tests.doors import Door, Lane, Refused, Served
 from tests.doors.grpc import channel
+from tests.test_locks import until
 from tests.websockets import opened
 
 
@@ -244,6 +247,18 @@ def test_a_reader_hears_of_a_deletion(waiting: Door, later: Any) -> None:
     waiting("config.delete", key="a")
     refused = reader.result(5)
     assert (refused.code, refused.problem["revision"]) == ("config_not_found", 2)
+
+
+def test_many_who_wait_for_keys_cost_one_follower(lane: Lane, later: Any) -> None:
+    how = {"wait_seconds": 20, "from_revision": 1}
+    asked = [later(lane, "config.get", key=f"k{n % 4}", **how) for n in range(20)]
+    number = lane.served.do(namespaces.get(lane.namespace)).number
+    until(lambda: sum(map(len, watchers._listeners.get(number, {}).values())) == 20)
+    assert number in watchers._followers
+    for n in range(4):
+        lane("config.put", key=f"k{n}", value=n)
+    assert [each.result(5).value["value"] for each in asked] == [n % 4 for n in range(20)]
+    until(lambda: number not in watchers._followers and number not in watchers._listeners)
 
 
 def address(lane: Lane, **query: Any) -> str:

@@ -519,7 +519,7 @@ def test_a_watch_over_a_websocket(served: Served, lane: Lane) -> None:
 
 
 def test_many_who_watch_cost_one_follower(lane: Lane, later: Any) -> None:
-    from discovery.watching import watchers
+    from core.watching import watchers
 
     register(lane)
     position = lane("services.get", service="bank")["position"]

@@ -1,12 +1,11 @@
 """Looking at configuration: what is set, what was, and what changes."""
 
-from asyncio import timeout
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Any
+from time import monotonic
+from typing import Any
 
 from orjson import Fragment
-from pydantic import Field
 
 from config import rules
 from config.errors import ConfigNotFound
@@ -27,12 +26,13 @@ from core import following, log
 from core.callers import Call
 from core.database import Row, Together, rows
 from core.encoding import decode
+from core.following import HeartbeatSeconds, grew
 from core.log import Entry as Written
 from core.models import between
 from core.operations import query
 from core.types import Cursor, Limit, Position, Prefix, Wait, encode_cursor
+from core.watching import watchers
 
-STREAMS = "$config:"
 PAGE_BYTES = 4 << 20  # of values in one answer
 COLUMNS = (
     "id", "value", "sealed", "percentage", "salt", "next_value", "next_sealed", "source", "version", "changed_at",
@@ -40,7 +40,6 @@ COLUMNS = (
 )  # fmt: skip
 STATE = ", ".join(f"{name}::text" if name.endswith("value") else name for name in COLUMNS)
 ONE = Together(f"select {STATE}, is_set from config_entry where id = any(%s)")
-AT = "select version from config_entry where id = %s"
 # The limit stands innermost: a window is looked through before it is cut.
 PAGE = f"""select {STATE}, there from (
     select *, count(*) over () as there, sum(size) over (order by id) - size as before from (
@@ -75,28 +74,25 @@ async def get(
         await reached(call, key, from_revision, wait_seconds)
     found = await ONE.row(f"{call.namespace.name}/{key}")
     if found is None or not found[-1]:
-        raise ConfigNotFound(f"{key} is not set.", key=key, revision=found[8] if found else 0)
+        raise ConfigNotFound(f"{key} is not set.", key=key, revision=revision_in(found))
     return state_of(found, instance_id)
 
 
 async def reached(call: Call, key: str, revision: int, seconds: float) -> None:
-    """Wait until a key is at a revision, not longer than that."""
-    stream = f"{STREAMS}{key}"
+    """Wait until a key is at a revision, not longer than that.
 
-    def item(entry: Written) -> dict[str, Any] | None:
-        return {"revision": entry.version} if entry.stream == stream else None
+    Raises: Unavailable.
+    """
+    until = monotonic() + seconds
+    while True:
+        async with watchers.of(call.namespace.number, [f"{Entry.STREAMS}{key}"]) as changed:
+            at = revision_in(await ONE.row(f"{call.namespace.name}/{key}"))
+            if at >= revision or not await grew(changed, until - monotonic()):
+                return
 
-    position = await following.start_of(call, None, None)
-    items = following.follow(call.namespace.number, position, item, seconds)
-    try:
-        async with aclosing(items), timeout(seconds):
-            await anext(items)  # from here on nothing is missed
-            now = await rows(AT, [f"{call.namespace.name}/{key}"])
-            at = now[0][0] if now else 0
-            while at < revision:
-                at = (await anext(items)).get("revision", at)
-    except TimeoutError:
-        pass
+
+def revision_in(row: Row | None) -> int:
+    return row[COLUMNS.index("version")] if row else 0
 
 
 @query("GET config", name="config.find", returns=ConfigPage)
@@ -146,17 +142,21 @@ async def history(
     call: Call, *, key: Key, limit: Limit = 50, cursor: RevisionCursor | None = None
 ) -> ConfigHistory:
     """The revisions of a key, the newest first: who set it to what, and why. Of a key that was never set, none."""
-    chosen = [("version < %s", cursor)]
-    stream = f"{STREAMS}{key}"
-    found, more = await log.of_stream(call.namespace.number, stream, chosen, limit, "version desc")
-    items = [revision_of(entry) for entry in found]
-    return ConfigHistory(items, encode_cursor(str(items[-1].revision)) if more else None)
+    found, next_cursor = await revisions(call, f"{Entry.STREAMS}{key}", limit, cursor)
+    return ConfigHistory([revision_of(entry) for entry in found], next_cursor)
+
+
+async def revisions(call: Call, stream: str, limit: int, cursor: Any) -> tuple[list[Written], str | None]:
+    """A page of what changed a key or a schema, the newest first, and the cursor of the next page."""
+    older = [("version < %s", cursor)]
+    found, more = await log.of_stream(call.namespace.number, stream, older, limit, "version desc")
+    return found, encode_cursor(str(found[-1].version)) if more else None
 
 
 def revision_of(entry: Written) -> ConfigRevision:
     data = decode(entry.data)
     return ConfigRevision(
-        entry.stream.removeprefix(STREAMS), entry.version, entry.position, entry.type.removeprefix("config."),
+        entry.stream.removeprefix(Entry.STREAMS), entry.version, entry.position, entry.type.removeprefix("config."),
         data.get("value"), "sealed" in data, rollout_in(data),
         data.get("to_revision"), data.get("reason"), entry.recorded_at, entry.actor,
     )  # fmt: skip
@@ -177,7 +177,7 @@ async def watch(
     *,
     prefix: Prefix = "",
     from_position: Position | None = None,
-    heartbeat_seconds: Annotated[float, Field(ge=1, le=60)] = 15.0,
+    heartbeat_seconds: HeartbeatSeconds = 15.0,
 ) -> AsyncIterator[dict[str, Any]]:
     """Every change of the keys that begin so, in order: first what there is from `from_position` (absent: only what
     comes), then what comes. A heartbeat carries the position reached, also where nothing matched.
@@ -185,12 +185,12 @@ async def watch(
     Errors: `position_pruned` (410): history before it is gone, so read all keys and go on at the position of that page;
     `position_ahead` (409).
     """
-    wanted = f"{STREAMS}{prefix}"
+    wanted = f"{Entry.STREAMS}{prefix}"
 
     def item(entry: Written) -> dict[str, Any] | None:
         return {"change": told(entry)} if entry.stream.startswith(wanted) else None
 
-    position = await following.start_of(call, from_position, STREAMS)
+    position = await following.start_of(call, from_position, Entry.STREAMS)
     items = following.follow(call.namespace.number, position, item, heartbeat_seconds)
     async with aclosing(items):
         async for found in items:

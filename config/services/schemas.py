@@ -11,6 +11,7 @@ from config import fitting, rules, sealing
 from config.errors import SchemaNotFound, TooManyValues, ValuesDoNotFit
 from config.models import Entry, Schema
 from config.services.changing import note, unsealed
+from config.services.looking import revisions
 from config.types import (
     Revision,
     RevisionCursor,
@@ -21,7 +22,6 @@ from config.types import (
     Schemas,
     SchemaState,
 )
-from core import log
 from core.batch import Transaction
 from core.callers import Call
 from core.database import Row, rows
@@ -32,7 +32,6 @@ from core.models import between
 from core.operations import command, query
 from core.types import Cursor, Limit, Object, Prefix, Text, encode_cursor
 
-STREAMS = "$config-schema:"
 SCHEMA_BYTES = 64 << 10
 # Values that one schema is held against: in the engine's thread, so others wait for it.
 LOOKED_AT, LOOKED_AT_BYTES = 10_000, 16 << 20
@@ -147,8 +146,8 @@ def misfits_of(tx: Transaction, prefix: str, json_schema: str, force: bool) -> I
         raise TooManyValues(prefix=prefix)
     for entry in tx.loaded(Entry):  # what this very batch has made of them
         if entry.namespace == tx.call.namespace.name and prefix in rules.prefixes(entry.name):
-            secret = unsealed(tx, entry.name, entry.sealed) if rules.is_secret(entry) else None  # type: ignore[arg-type]
-            found[entry.name] = secret or entry.value
+            sealed = entry.sealed
+            found[entry.name] = entry.value if sealed is None else unsealed(tx, entry.name, sealed)
     for key, value in sorted(found.items()):
         is_its_own = rules.schema_of(key, {prefix, *longer}) == prefix
         if value is not None and is_its_own and not fitting.fits(json_schema, value):
@@ -195,17 +194,13 @@ async def schema_history(
     call: Call, *, prefix: SchemaPrefix, limit: Limit = 50, cursor: RevisionCursor | None = None
 ) -> SchemaHistory:
     """The revisions of a schema, the newest first: who set it to what, and why."""
-    chosen = [("version < %s", cursor)]
-    found, more = await log.of_stream(
-        call.namespace.number, f"{STREAMS}{prefix}", chosen, limit, "version desc"
-    )
-    items = [revision_of(entry) for entry in found]
-    return SchemaHistory(items, encode_cursor(str(items[-1].revision)) if more else None)
+    found, next_cursor = await revisions(call, f"{Schema.STREAMS}{prefix}", limit, cursor)
+    return SchemaHistory([revision_of(entry) for entry in found], next_cursor)
 
 
 def revision_of(entry: Written) -> SchemaRevision:
     data = decode(entry.data)
     return SchemaRevision(
-        entry.stream.removeprefix(STREAMS), entry.version, entry.position, entry.type.removeprefix("schema."),
+        entry.stream.removeprefix(Schema.STREAMS), entry.version, entry.position, entry.type.removeprefix("schema."),
         data.get("json_schema"), data.get("reason"), entry.recorded_at, entry.actor,
     )  # fmt: skip

@@ -4,18 +4,18 @@ from django.conf import settings
 
 from config import sealing
 from config.errors import UnknownSealingKey
+from config.models import Entry
 from core.database import Pool, pool
 from core.retention import forget_history
 from core.runtime import every
 
-STREAMS = "$config:"
 AT_ONCE = 200  # secrets a round
 # Sealed values of revisions that are gone, and that their key is not set to.
-FORGET_SEALED = """delete from config_sealed s using core_namespace n, config_entry e
+FORGET_SEALED = f"""delete from config_sealed s using core_namespace n, config_entry e
     where n.name = split_part(s.id, '/', 1) and e.id = split_part(s.id, '#', 1)
     and split_part(s.id, '#', 2)::bigint not in (coalesce(e.sealed, 0), coalesce(e.next_sealed, 0))
     and not exists (select from core_event v where v.namespace_id = n.number
-        and v.stream = '$config:' || substr(e.id, strpos(e.id, '/') + 1)
+        and v.stream = '{Entry.STREAMS}' || substr(e.id, strpos(e.id, '/') + 1)
         and split_part(s.id, '#', 2) in (v.data->>'sealed', v.data->'rollout'->>'sealed'))
     returning s.id"""
 OLD_SEALS = (
@@ -26,7 +26,7 @@ RESEAL = "update config_sealed set token = %s where id = %s and token = %s retur
 
 async def prune(days: float, database: Pool) -> int:
     """Forget revisions that are older than so many days; how many there were. What is set stays set."""
-    count = await forget_history(STREAMS, days, database)
+    count = await forget_history(Entry.STREAMS, days, database)
     if count:
         await database.rows(FORGET_SEALED)
     return count

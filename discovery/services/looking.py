@@ -1,18 +1,17 @@
 """Looking for instances: at once, when something changes, or one by weight."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
-from random import choices
 from time import monotonic
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from core.callers import Call
 from core.database import rows
+from core.following import HeartbeatSeconds, grew
 from core.models import between, position_of
 from core.operations import query
 from core.types import Cursor, Limit, Position, Prefix, Text, Wait, encode_cursor
+from core.watching import watchers
+from discovery.directory import by_weight
 from discovery.errors import NoHealthyInstance
 from discovery.places import LISTED
 from discovery.services.registering import instance_state
@@ -25,7 +24,6 @@ from discovery.types import (
     ServiceSummary,
     Watched,
 )
-from discovery.watching import watchers
 
 MOST = 1000  # instances of a service that an answer holds
 # In one statement, so that nothing comes between: what is there, and up to which event of the service that is so.
@@ -52,7 +50,6 @@ OF_SERVICE = """from discovery_instance i
 SUMMARIES = f"""select s.id, (select count(*) {OF_SERVICE}), (select count(*) {OF_SERVICE} and {LISTED}),
     s.protected, s.maintenance
 from discovery_service s where id >= %s and id < %s and id > %s order by id limit %s"""
-Heartbeat = Annotated[float, Field(ge=1, le=60)]
 
 
 @query("GET services/{service}", name="services.get", returns=ServiceState, hot=True)
@@ -82,18 +79,8 @@ async def get(
         async with watchers.of(call.namespace.number, streams) as changed:
             found = await look(call, asked, healthy, tag)
             since = found.position if since is None else since
-            if found.position > since or not await happens(changed, until - monotonic()):
+            if found.position > since or not await grew(changed, until - monotonic()):
                 return found
-
-
-async def happens(changed: asyncio.Event, seconds: float) -> bool:
-    """Wait for it; False if it did not come in this time."""
-    try:
-        async with asyncio.timeout(seconds):
-            await changed.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 async def look(call: Call, asked: Sequence[str], healthy: bool, tag: str | None) -> ServiceState:
@@ -130,8 +117,7 @@ async def pick(
     found = await look(call, [service, *failover], True, tag)
     if not found.instances:
         raise NoHealthyInstance(services=[service, *failover], tag=tag)
-    weights = [each.weight for each in found.instances]
-    return choices(found.instances, weights if any(weights) else None)[0]
+    return by_weight(found.instances)
 
 
 @query("GET services/{service}/watch", name="services.watch", returns=Watched)
@@ -143,7 +129,7 @@ async def watch(
     tag: Text | None = None,
     failover: Failover = [],  # noqa: B006
     from_position: Position | None = None,
-    heartbeat_seconds: Heartbeat = 15.0,
+    heartbeat_seconds: HeartbeatSeconds = 15.0,
 ) -> AsyncIterator[dict[str, Any]]:
     """Follow a service: how it is now, and again after every change. Changes that come together are told together; a
     heartbeat carries the position reached. Who resumes gives as `from_position` the one after the last that it was
@@ -157,7 +143,7 @@ async def watch(
             if since is None or found.position > since:
                 since = found.position
                 yield {"service": item(found)}
-            if not await happens(changed, heartbeat_seconds):
+            if not await grew(changed, heartbeat_seconds):
                 yield {"heartbeat": {"position": since}}
 
 

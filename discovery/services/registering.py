@@ -334,15 +334,8 @@ def state(found: Instance, now: datetime, owner: Service | None, session: Sessio
     return instance_state(
         found.service, found.instance, found.address, found.port, found.scheme, found.tags, found.metadata,
         found.weight, is_listed, found.ttl_seconds, found.registered_at, expires_at, found.incarnation,
-        found.session, *seen(found, now), found.protected, found.changed_at or now, found.checks,
+        found.session, *rules.seen(found, now), found.protected, found.changed_at or now, found.checks,
     )  # fmt: skip
-
-
-def seen(found: Instance, now: datetime) -> tuple[str, str | None]:
-    """Its status and why, also if nobody has written it down yet that its time is over."""
-    if rules.is_overdue(found, now) and found.status not in rules.GONE:
-        return rules.EXPIRED, None
-    return found.status, found.reason
 
 
 def instance_state(*about: Any) -> InstanceState:

@@ -17,19 +17,21 @@ from discovery.places import SERVICE_OF
 from discovery.services.registering import become, expire, owners, remember, tell
 
 AT_ONCE = 200  # instances a command
+BURIED_AT_ONCE = 1000
 REST = 0.8  # seconds between sweeps at most, with the 0.4 that there are in any case: within the grace
-DUE = """select id from discovery_instance where (expires_at <= clock_timestamp()
+DUE = f"""select id from discovery_instance where (expires_at <= clock_timestamp()
     and status not in ('expired', 'deregistered')) or (held_until <= clock_timestamp() and reason = 'flapping')
-    order by expires_at limit 200"""
+    order by expires_at limit {AT_ONCE}"""
 # Kept ones, while enough others are well or after a long while.
 KEPT = f"""select i.id from discovery_instance i join discovery_service s on {SERVICE_OF}
     where i.protected and (s.healthy + s.protected > ceil(%s * s.last_healthy) or s.last_healthy < %s
-        or i.changed_at < clock_timestamp() - %s) order by i.changed_at limit 200"""
-MISSED = """select id from discovery_service where last_healthy <> healthy and protected = 0
-    and (failed_at is null or failed_at < clock_timestamp() - %s) limit 200"""
-TOMBSTONES = """delete from discovery_instance where id in (
+        or i.changed_at < clock_timestamp() - %s) order by i.changed_at limit {AT_ONCE}"""
+MISSED = f"""select id from discovery_service where last_healthy <> healthy and protected = 0
+    and (failed_at is null or failed_at < clock_timestamp() - %s) limit {AT_ONCE}"""
+TOMBSTONES = f"""delete from discovery_instance where id in (
     select id from discovery_instance where status in ('expired', 'deregistered') and not protected
-        and changed_at < statement_timestamp() - interval '1 hour' limit 1000 for update skip locked) returning id"""
+        and changed_at < statement_timestamp() - interval '1 hour' limit {BURIED_AT_ONCE}
+    for update skip locked) returning id"""
 
 
 def touches(params: dict[str, Any]) -> Sequence[tuple[type[Any], str]]:
@@ -92,5 +94,5 @@ async def let_go() -> None:
 @every(60)
 async def bury() -> None:
     """What has been gone for an hour."""
-    while len(await rows(TOMBSTONES)) == AT_ONCE * 5:
+    while len(await rows(TOMBSTONES)) == BURIED_AT_ONCE:
         pass

@@ -1,12 +1,12 @@
-"""Who waits for a service to change: one follower of the log a namespace, however many wait."""
+"""Who waits for streams to grow: one follower of the log a namespace, however many wait."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from core.errors import Unavailable
+from core.following import tail
 from core.runtime import runtime
-from core.tail import Tail
 
 Listeners = dict[str, set[asyncio.Event]]
 
@@ -37,10 +37,9 @@ class Watchers:
     async def _follow(self, number: int) -> None:
         """See to it that somebody follows, from where the log ends now or before."""
         if number not in self._followers:
-            tail = following()
-            _, position = await tail.bounds(number)
+            _, position = await tail().bounds(number)
             if number not in self._followers:
-                self._followers[number] = runtime.spawn(self._hand_on(tail, number, position))
+                self._followers[number] = runtime.spawn(self._hand_on(number, position))
 
     def _leave(self, number: int, names: list[str], changed: asyncio.Event) -> None:
         listeners = self._listeners.get(number, {})
@@ -54,33 +53,26 @@ class Watchers:
             if follower := self._followers.pop(number, None):
                 follower.cancel()
 
-    async def _hand_on(self, tail: Tail, number: int, position: int) -> None:
+    async def _hand_on(self, number: int, position: int) -> None:
+        reader = tail()
         try:
-            with tail.listening(number) as grown:
+            with reader.listening(number) as grown:
                 while True:
                     grown.clear()
-                    while entries := await tail.after(number, position):
+                    while entries := await reader.after(number, position):
                         position = entries[-1].position
                         self._wake(number, {entry.stream for entry in entries})
                     await grown.wait()
         except Unavailable:
             self._followers.pop(number, None)
-            self._wake(
-                number, set(self._listeners.get(number, ()))
-            )  # each looks for itself, and follows anew
+            # Each looks for itself, and follows anew.
+            self._wake(number, set(self._listeners.get(number, ())))
 
     def _wake(self, number: int, streams: set[str]) -> None:
         listeners = self._listeners.get(number, {})
         for name in streams & listeners.keys():
             for changed in listeners[name]:
                 changed.set()
-
-
-def following() -> Tail:
-    """Raises: Unavailable."""
-    if runtime.tail is None:
-        raise Unavailable("This process is not serving.")
-    return runtime.tail
 
 
 watchers = Watchers()
