@@ -1,7 +1,10 @@
 """The small async pool that hot reads, the tail and authentication share, and the engine's own connection."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -12,6 +15,9 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from core.errors import Unavailable
 
 Row = tuple[Any, ...]
+PATIENCE = (
+    11.0  # seconds, longer than the server's own statement_timeout: then nothing comes through any more
+)
 
 
 def conninfo(options: str = "") -> str:
@@ -25,7 +31,8 @@ def conninfo(options: str = "") -> str:
 
 
 class Pool:
-    """Opened by the process that serves; reads wait at most two seconds for a connection, and run for at most ten.
+    """Opened by the process that serves; reads wait at most two seconds for a connection, and run for at most ten. One
+    that answers nothing for longer, as if the network swallowed it, is given up.
 
     Parameters: `size`, how many connections at most; `options`, further settings of their sessions.
     """
@@ -54,22 +61,43 @@ class Pool:
         """
         if self._pool is None:
             raise Unavailable("This process is not serving.")
-        for attempt in range(
-            1, attempts + 1
-        ):  # a pooled connection may have died with the server since it was used last
+        clock = asyncio.get_running_loop()
+        until = clock.time() + PATIENCE
+        # A pooled connection may have died with the server since it was used last.
+        for attempt in range(1, attempts + 1):
             try:
                 async with self._pool.connection() as connection:
-                    # Prepared without parameters, it would keep the plan that was right while its tables were empty.
-                    cursor = await connection.execute(
-                        query, params, prepare=None if params else False, binary=True
-                    )
-                    found: list[Row] = await cursor.fetchall()
-                    return found
+                    with ended_at(until, connection):
+                        return await answer(connection, query, params)
             except psycopg.OperationalError as error:
-                if isinstance(error, PoolTimeout) or attempt == attempts:
+                if isinstance(error, PoolTimeout) or attempt == attempts or clock.time() >= until:
                     raise Unavailable from error
                 await asyncio.sleep(0.05)
         raise Unavailable
+
+
+@contextmanager
+def ended_at(until: float, connection: psycopg.AsyncConnection[Any]) -> Iterator[None]:
+    """Whoever still waits for the connection then, by the loop's clock, is told that it is gone. Cancelling alone would
+    ask the server first, and wait for that too."""
+    timer = asyncio.get_running_loop().call_at(until, shut, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def shut(connection: psycopg.AsyncConnection[Any]) -> None:
+    with socket.socket(fileno=os.dup(connection.fileno())) as peer:
+        peer.shutdown(socket.SHUT_RDWR)
+
+
+async def answer(
+    connection: psycopg.AsyncConnection[Any], query: str, params: Sequence[Any] | Mapping[str, Any]
+) -> list[Row]:
+    # Prepared without parameters, it would keep the plan that was right while its tables were empty.
+    cursor = await connection.execute(query, params, prepare=None if params else False, binary=True)
+    return await cursor.fetchall()
 
 
 pool = Pool(4)
@@ -91,7 +119,7 @@ class Together:
     def __init__(self, statement: str) -> None:
         self._statement = statement
         self._wanted: dict[str, asyncio.Future[Row | None]] = {}
-        self._reading: set[asyncio.Task[None]] = set()
+        self._reading: set[asyncio.Task[None] | None] = set()
 
     async def row(self, address: str) -> Row | None:
         """Raises: Unavailable."""
@@ -101,10 +129,15 @@ class Together:
             if len(self._reading) < READERS:
                 task = asyncio.create_task(self._read())
                 self._reading.add(task)
-                task.add_done_callback(self._reading.discard)
         return await asyncio.shield(future)
 
     async def _read(self) -> None:
+        try:
+            await self._read_all()
+        finally:  # in the same step that found nothing more: a callback would come later than the next who asks
+            self._reading.discard(asyncio.current_task())
+
+    async def _read_all(self) -> None:
         while self._wanted:
             wanted, self._wanted = self._wanted, {}
             try:

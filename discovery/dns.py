@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from math import inf
 from random import random
 from re import compile
 from struct import Struct
@@ -63,13 +64,15 @@ class Zone:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A healthy instance, and where it is."""
+    """A healthy instance, and where it is. `until`: when it is one no longer, by the monotonic clock, unless more is
+    heard of it."""
 
     instance: str
     host: str
     port: int
     weight: int
     tags: Sequence[str] = ()
+    until: float = inf
 
     @property
     def ip(self) -> IPv4Address | IPv6Address | None:

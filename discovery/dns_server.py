@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
@@ -16,14 +17,16 @@ from core.callers import SYSTEM, Call, namespaces
 from core.errors import NotFound, Unavailable
 from core.operations import registry
 from core.runtime import runtime
-from discovery import dns
+from discovery import dns, rules
 from discovery.directory import directory
 from discovery.dns import Query, Target, Zone, label_of
+from discovery.types import InstanceState
 
 logger = logging.getLogger("syros.dns")
 
 FRESH = 0.5  # seconds that a service's instances are remembered, as the directory does
-STALE = 60.0  # seconds that they are told while the database is away
+KEPT = 60.0  # seconds that they are told at most while the database is away
+PATIENCE = 3.0  # seconds for the database to answer; who asks DNS asks again after about five
 PER_SECOND = 2000  # answers over UDP: this is work that other callers of the process wait for
 OF_ONE = 500  # of them to one address; whoever it really is can be hit by no more of what he did not ask for
 WAITING = 500  # queries that wait for the database; more are not answered
@@ -43,7 +46,7 @@ class Memory:
         self._namespaces: set[str] = set()
         self._named_at = 0.0
         self._targets: dict[tuple[str, str], tuple[float, list[Target]]] = {}
-        self._loads: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._loads: dict[tuple[str, str], asyncio.Task[bool]] = {}
 
     def targets(self, namespace: str, service: str) -> Sequence[Target]:
         return self._targets.get((namespace, service), (0.0, []))[1]
@@ -71,24 +74,35 @@ class Memory:
         self._named_at = monotonic() + FRESH
 
     async def load(self, place: tuple[str, str]) -> None:
-        """Once for all who ask meanwhile.
+        """Once for all who ask meanwhile. Where the database does not answer, those are kept whose time is not over.
 
-        Raises: Unavailable, of what nothing is remembered of either.
+        Raises: Unavailable, if there is none.
         """
         task = self._loads.get(place)
         if task is None:
             task = self._loads[place] = asyncio.create_task(self._load(place))
             task.add_done_callback(lambda _: self._loads.pop(place))
-        await asyncio.shield(task)
+        await asyncio.wait((task,), timeout=PATIENCE)
+        if not task.done() or not task.result():
+            self._targets[place] = (monotonic() + FRESH, self._left(place))
 
-    async def _load(self, place: tuple[str, str]) -> None:
+    async def _load(self, place: tuple[str, str]) -> bool:
+        """Did it come in time?"""
+        too_late = monotonic() + PATIENCE
         try:
             found = [target for address in self._names[place] for target in await instances(address)]
-            self._targets[place] = (monotonic() + FRESH, found)
         except Unavailable:
-            until = self._targets.get(place, (0.0, []))[0]
-            if until + STALE < monotonic():
-                raise
+            return False
+        if monotonic() > too_late:
+            return False
+        self._targets[place] = (monotonic() + FRESH, found)
+        return True
+
+    def _left(self, place: tuple[str, str]) -> list[Target]:
+        found = [target for target in self.targets(*place) if target.until > monotonic()]
+        if not found:
+            raise Unavailable
+        return found
 
 
 async def instances(address: str) -> list[Target]:
@@ -100,8 +114,17 @@ async def instances(address: str) -> list[Target]:
     except NotFound:
         return []
     return [
-        Target(each.instance_id, each.address, each.port, each.weight, each.tags) for each in found.instances
+        Target(each.instance_id, each.address, each.port, each.weight, each.tags, ends_at(each))
+        for each in found.instances
     ]
+
+
+def ends_at(instance: InstanceState) -> float:
+    """When an instance that was just found is known no longer to be well, by the monotonic clock."""
+    if instance.protected:
+        return monotonic() + KEPT
+    left = (instance.expires_at - datetime.now(UTC)).total_seconds()  # by another clock than the database's
+    return monotonic() + min(left, instance.ttl_seconds, KEPT) + rules.GRACE.total_seconds()
 
 
 class Limits:

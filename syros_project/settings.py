@@ -224,6 +224,10 @@ TEMPLATES = [
 ]
 
 
+# A server that fell out of the network is waited for 25 seconds; TCP by itself would for a quarter of an hour.
+ALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 25_000}
+
+
 def database(url: str) -> dict[str, Any]:
     """Django's form of a PostgreSQL URL, with all of Syros in a schema of its own."""
     parts = conninfo_to_dict(url)
@@ -233,6 +237,7 @@ def database(url: str) -> dict[str, Any]:
         "ENGINE": "django.db.backends.postgresql",
         **{name: str(parts.get(key) or "") for name, key in known.items()},
         "OPTIONS": {
+            **ALIVE,
             **options,
             "options": f"-c search_path=syros,public {options.get('options', '')}".strip(),
         },

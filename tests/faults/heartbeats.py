@@ -3,7 +3,7 @@
     python -m tests.faults.heartbeats URL NAMESPACE INSTANCE TTL
 
 What it is answered it prints, a line each: the incarnation, then `ok` or the code and reason of a refusal, after
-which it ends.
+which it ends; where it is told to try again it does.
 """
 
 import sys
@@ -21,6 +21,8 @@ def main(url: str, namespace: str, instance: str, ttl: str) -> None:
         while True:
             time.sleep(float(ttl) / 3)
             answer = client.post(f"{path}/heartbeat", json={"incarnation": incarnation})
+            if answer.status_code == 503:
+                continue
             if answer.status_code != 200:
                 problem = answer.json()
                 print(problem["code"], problem.get("reason", ""), flush=True)

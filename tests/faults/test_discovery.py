@@ -1,4 +1,5 @@
-"""Instances that are killed, frozen and thawed; workers that are killed while they check."""
+"""Instances that are killed, frozen and thawed, or fall out of the network; workers that are killed while they check;
+processes that lose their database."""
 
 import os
 import signal
@@ -11,7 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
+from dnslib import RCODE, DNSRecord
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tests.doors import free_port
+from tests.faults.link import Link
 from tests.participant import Participant
 from tests.races.processes import ROOT, Syros, environment, migrate, new_namespace, until
 from tests.servers import WORKER, database
@@ -21,13 +26,26 @@ SOON = 2.0  # seconds after its TTL within which a dead instance is out
 
 
 class Site:
-    """Two processes that work, on a database of their own."""
+    """Two processes that work, on a database of their own. To `a`, which also tells DNS, it comes by the link."""
 
-    def __init__(self, url: str, var: Path) -> None:
+    def __init__(self, url: str, link: Link, var: Path) -> None:
         environ = environment(url, os.environ["SYROS_TEST_REDIS_URL"], var, SYROS_WORKS="1")
         migrate(environ)
-        self.url, self.a, self.b = url, Syros(environ, "a"), Syros(environ, "b")
-        self.namespace = new_namespace(url)
+        self.dns_port = free_port()
+        far = make_conninfo(url, host="127.0.0.1", port=link.port)
+        own = {"DATABASE_URL": far, "DNS_PORT": str(self.dns_port)}
+        self.a, self.b = Syros({**environ, **own}, "a"), Syros(environ, "b")
+        self.both = self.a, self.b
+        self.url, self.link, self.namespace = url, link, ""
+
+    def prepare(self) -> None:
+        """Both are there, and a namespace of the test's own."""
+        for process in self.both:
+            if process.process is None or process.process.poll() is not None:
+                process.spawn()
+        for process in self.both:
+            process.wait_ready()
+        self.namespace = new_namespace(self.url)
 
     def ask(self, process: Syros, method: str, path: str, body: Any = None) -> httpx.Response:
         headers = {"Syros-Namespace": self.namespace}
@@ -38,6 +56,19 @@ class Site:
         found = self.ask(process, "GET", "bank").raise_for_status().json()
         return [each["instance_id"] for each in found["instances"]]
 
+    def may_list(self, process: Syros) -> list[str]:
+        """Nobody, where it cannot tell."""
+        found = self.ask(process, "GET", "bank")
+        assert found.status_code in (200, 503)
+        return [each["instance_id"] for each in found.json().get("instances", [])]
+
+    def told(self) -> set[str]:
+        """Addresses by DNS; none where it cannot tell."""
+        asked = DNSRecord.question(f"bank.{self.namespace}.svc.syros")
+        found = DNSRecord.parse(asked.send("127.0.0.1", self.dns_port, timeout=10))
+        assert found.header.rcode in (RCODE.NOERROR, RCODE.NXDOMAIN, RCODE.SERVFAIL)
+        return {str(rr.rdata) for rr in found.rr}
+
     def kinds(self) -> list[str]:
         url = f"http://127.0.0.1:{self.b.port}/api/v1/events/$service:bank"
         found = httpx.get(url, headers={"Syros-Namespace": self.namespace}, timeout=30).json()
@@ -47,9 +78,9 @@ class Site:
 class Agent:
     """An instance's process, and what it printed."""
 
-    def __init__(self, site: Site, name: str, out: Path) -> None:
+    def __init__(self, site: Site, name: str, port: int, out: Path) -> None:
         self.out = out / f"{name}.txt"
-        url = f"http://127.0.0.1:{site.a.port}"
+        url = f"http://127.0.0.1:{port}"
         with self.out.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.heartbeats", url, site.namespace, name, str(TTL)],
@@ -71,26 +102,34 @@ class Agent:
         self.process.wait()
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    found = Site(database(f"syros_discovery_{WORKER}"), tmp_path)
-    try:
-        for process in (found.a, found.b):
-            process.spawn()
-        for process in (found.a, found.b):
-            process.wait_ready()
+def place_of(url: str) -> int | Path:
+    """The port or the socket of a PostgreSQL."""
+    parts = conninfo_to_dict(url)
+    folder, port = str(parts.get("host", "")), int(parts.get("port") or 5432)
+    return Path(folder) / f".s.PGSQL.{port}" if folder.startswith("/") else port
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Link(place_of(os.environ["SYROS_TEST_DATABASE_URL"])) as link:
+        found = Site(database(f"syros_discovery_{WORKER}"), link, tmp_path_factory.mktemp("site"))
         yield found
-    finally:
-        for process in (found.a, found.b):
+        for process in found.both:
             process.end()
 
 
 @pytest.fixture
-def agents(site: Site, tmp_path: Path) -> Iterator[Callable[[str], Agent]]:
+def site(processes: Site) -> Site:
+    processes.prepare()
+    return processes
+
+
+@pytest.fixture
+def agents(site: Site, tmp_path: Path) -> Iterator[Callable[..., Agent]]:
     started: list[Agent] = []
 
-    def start(name: str) -> Agent:
-        started.append(Agent(site, name, tmp_path))
+    def start(name: str, port: int = 0) -> Agent:
+        started.append(Agent(site, name, port or site.a.port, tmp_path))
         return started[-1]
 
     yield start
@@ -137,6 +176,38 @@ def test_a_zombie_does_not_speak_for_the_one_in_its_place(site: Site, agents: An
     assert [each["address"] for each in found] == ["127.0.0.2"]
     until(lambda: site.listed(site.b) == [])  # nor has it kept it alive
     assert site.ask(site.b, "POST", "bank/instances/one/heartbeat").json()["reason"] == "expired"
+
+
+def test_an_instance_that_fell_out_of_the_network_is_out_in_time(site: Site, agents: Any) -> None:
+    with Link(site.a.port) as way:
+        lost, _ = agents("one", way.port), agents("two")
+        with way.cut():
+            limit = time.monotonic() + TTL + SOON
+            is_out(site, site.a, "one", limit)
+            is_out(site, site.b, "one", limit)
+        lost.process.wait(20)  # what waited on the way arrives
+        assert lost.lines[-1] == "instance_not_found expired"
+        assert site.listed(site.a) == site.listed(site.b) == ["two"]
+
+
+def test_a_process_that_lost_its_database_keeps_nobody_and_lists_nobody(site: Site, agents: Any) -> None:
+    lost, _ = agents("one"), agents("two", site.b.port)
+    until(lambda: site.told() == {"127.0.0.1"})
+    with site.link.cut():
+        limit = time.monotonic() + TTL + SOON
+        is_out(site, site.b, "one", limit)
+        assert site.listed(site.b) == ["two"]
+        while time.monotonic() < limit:
+            assert site.told() <= {"127.0.0.1"}
+            time.sleep(0.1)
+        assert site.told() == set()
+        assert site.may_list(site.a) == []
+    lost.process.wait(30)
+    assert lost.lines[-1] == "instance_not_found expired"
+    until(lambda: site.may_list(site.a) == ["two"])
+    until(lambda: site.told() == {"127.0.0.1"})
+    assert site.listed(site.b) == ["two"]
+    assert site.kinds().count("service.instance_expired") == 1
 
 
 def test_the_checks_of_a_killed_worker_go_on_in_another(site: Site) -> None:
