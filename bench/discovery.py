@@ -15,7 +15,7 @@ from bench.servers import Syros
 needs_wrk = False
 SERVICES, INSTANCES = 100, 50  # of each
 TTL, RHYTHM = 15, 5  # seconds; a heartbeat each third of the TTL
-CONNECTIONS = 32
+CONNECTIONS = 128  # of 5,000 agents each has its own, and mostly says nothing
 LOOKUPS = 500
 DYING = 5  # of each TTL below
 SHORT = 3  # seconds

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from math import inf
 from typing import Any
 
 import psycopg
@@ -29,8 +30,6 @@ logger = logging.getLogger("syros.engine")
 
 BATCH = 512  # commands in one transaction at most
 BATCH_BYTES = 4 << 20  # and their payload
-# Seconds that a batch of nothing but patient commands waits for more: a transaction costs as much for one as for ten.
-PATIENCE = 0.02
 BEAT_SECONDS = 1.0
 SESSION = (
     "set synchronous_commit = on",
@@ -139,10 +138,10 @@ class Engine:
         except queue.Empty:
             return []
         jobs, size = [first] if first else [], first.call.size if first else 0
-        until = time.monotonic() + PATIENCE
+        began, until = time.monotonic(), inf
         while jobs and len(jobs) < BATCH and size < BATCH_BYTES:
-            if not jobs[-1].operation.patient:
-                until = 0.0
+            patience = jobs[-1].operation.patience
+            until = min(until, began + patience) if patience else 0.0
             try:
                 job = self._next_one(until)
             except queue.Empty:

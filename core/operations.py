@@ -103,7 +103,7 @@ class Operation:
         max_bytes: int = MAX_BYTES,
         changes: bool | None = None,
         volatile: "Volatile | None" = None,
-        patient: bool = False,
+        patience: float = 0.0,
         until: "Until | None" = None,
         location: str | None = None,
         etag: str | None = None,
@@ -118,7 +118,7 @@ class Operation:
         self.volatile, self.until = volatile, until
         self.location = Route.parse(location) if location else None
         self.changes = kind == "command" if changes is None else changes
-        self.patient, self.etag = patient, etag
+        self.patience, self.etag = patience, etag
         self.streams = inspect.isasyncgenfunction(function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.fenced = fenced and kind == "command" and route is not None
@@ -290,8 +290,9 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     for replays; `changes`, whether anything is another afterwards (of commands yes, of queries no, unless it is said);
     `aliases`, further routes; `fenced=False`, takes no `fence`; `volatile`, the `async function(call, *, …)` that
     carries it out where locks are volatile (`refused`: nothing does); without it, it is the same everywhere.
-    `patient`: it may wait some milliseconds for others to share its transaction; `until`, the `async function(call,
-    answer, seconds)` that, where `wait_seconds` asks for it, gives a later answer: how something ended that was begun.
+    `patience`: the seconds that it may wait for others to share its transaction, which costs as much for one as for ten;
+    `until`, the `async function(call, answer, seconds)` that, where `wait_seconds` asks for it, gives a later answer:
+    how something ended that was begun.
     `location`: the route of what was made, its names being fields of the answer. `etag`: the field of the answer that
     names its content; who has that already (`If-None-Match`) is told so by 304, where a transport can.
     """

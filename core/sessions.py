@@ -115,7 +115,7 @@ def open_session(
     hot=True,
     touches=touches,
     volatile=refused,
-    patient=True,
+    patience=0.02,
 )
 def keepalive(tx: Transaction, *, session_id: SessionId) -> SessionState:
     """Give a session its whole TTL again, and with it everything it holds. A good rhythm is a third of the TTL.

@@ -12,7 +12,6 @@ from django.core.management import call_command
 from django.db import connection
 from django.utils import timezone
 
-from core import engine
 from core.batch import Job, Order, Transaction
 from core.callers import DEVELOPER, Call, namespaces
 from core.database import conninfo
@@ -57,7 +56,8 @@ def refuse_and_record(tx: Transaction, *, stream: str) -> None:
 APPEND, REFUSE, BREAK, RECORD = map(
     command, (append, append_then_refuse, append_then_break, refuse_and_record)
 )
-PATIENT = command(append, patient=True)
+PATIENT = command(append, patience=0.5)
+VERY_PATIENT = command(append, patience=60.0)  # longer than carry_out waits
 
 
 class Alone:
@@ -137,26 +137,20 @@ def test_a_batch_has_no_more_than_512_commands_and_4_mib(alone: Alone) -> None:
     assert [len(batch) for batch in again.delivered] == [4, 2]
 
 
-def test_patient_commands_share_a_transaction_though_they_come_one_by_one(
-    alone: Alone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "PATIENCE", 0.5)
+def test_patient_commands_share_a_transaction_though_they_come_one_by_one(alone: Alone) -> None:
     alone.carry_out([alone.job(APPEND, stream="s")])
     alone.expected = 4
     alone.done.clear()
-    for _ in range(3):
-        alone.engine.submit(alone.job(PATIENT, stream="s"))
+    for n in range(3):
+        alone.engine.submit(alone.job(VERY_PATIENT if n else PATIENT, stream="s"))
         time.sleep(0.02)
     assert alone.done.wait(20)
     assert [len(batch) for batch in alone.delivered] == [1, 3]
 
 
-def test_who_is_in_a_hurry_does_not_wait_for_patient_commands(
-    alone: Alone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "PATIENCE", 60.0)  # longer than carry_out waits
+def test_who_is_in_a_hurry_does_not_wait_for_patient_commands(alone: Alone) -> None:
     for _ in range(2):
-        alone.carry_out([alone.job(PATIENT, stream="s"), alone.job(APPEND, stream="s")])
+        alone.carry_out([alone.job(VERY_PATIENT, stream="s"), alone.job(APPEND, stream="s")])
 
 
 def test_a_command_that_refuses_leaves_nothing_and_fails_alone(alone: Alone) -> None:

@@ -135,7 +135,7 @@ def register(
     returns=InstanceState,
     hot=True,
     touches=touches_one,
-    patient=True,
+    patience=0.04,
 )
 def heartbeat(
     tx: Transaction,

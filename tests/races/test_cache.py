@@ -131,11 +131,12 @@ def clustered(house: House, nodes: Nodes) -> Iterator[list[Syros]]:
         yield found
 
 
-def torment_node(node: Node, race: Race) -> tuple[int, int]:
+def torment_nodes(nodes: Sequence[Node], races: Sequence[Race]) -> tuple[int, int]:
     flushed = killed = 0
     chance = random.Random(7)
-    while race.is_on:
+    while any(race.is_on for race in races):
         time.sleep(0.5 + chance.random())
+        node = chance.choice(nodes)
         if chance.random() < 0.6:
             node.ask("FLUSHALL")
             flushed += 1
@@ -170,16 +171,36 @@ def test_nothing_old_is_served_by_a_cluster(
 ) -> None:
     """The node that is killed has the namespace; once it is also the one that the processes were told of."""
     node = nodes.nodes[number]
-    namespace = next(
+    race = Race(house, clustered, namespace_of(house, nodes, node), SECONDS)
+    flushed, killed = torment_nodes([node], [race])
+    found = race.results()
+    check(found)
+    assert min(flushed, killed, found["changes"], found["unavailable"]) > 0, found
+
+
+@pytest.mark.long
+def test_nothing_old_is_served_by_a_cluster_in_millions_of_reads(
+    house: House, clustered: list[Syros], nodes: Nodes
+) -> None:
+    """A namespace on each node, and each node is killed now and then."""
+    namespaces = [namespace_of(house, nodes, node) for node in nodes.nodes]
+    races = [Race(house, clustered, name, 3600, LONG // len(namespaces) + 100) for name in namespaces]
+    flushed, killed = torment_nodes(nodes.nodes, races)
+    found = [race.results() for race in races]
+    for each in found:
+        check(each)
+        assert min(each["changes"], each["unavailable"]) > 0, each
+    assert min(flushed, killed) > 100
+    assert sum(each["reads"] for each in found) >= LONG
+
+
+def namespace_of(house: House, nodes: Nodes, node: Node) -> str:
+    """A new one, whose values this node has."""
+    return next(
         name
         for name in (new_namespace(house.postgres.url) for _ in range(100))
         if nodes.owner(slot_of(f"{{{identity(house)}/{name}/0}}")) is node
     )
-    race = Race(house, clustered, namespace, SECONDS)
-    flushed, killed = torment_node(node, race)
-    found = race.results()
-    check(found)
-    assert min(flushed, killed, found["changes"], found["unavailable"]) > 0, found
 
 
 def identity(house: House) -> str:
@@ -222,9 +243,10 @@ def test_a_slot_that_moved_to_another_node_is_followed(
 @pytest.mark.long
 def test_nothing_old_is_served_in_millions_of_reads(house: House, syros: list[Syros]) -> None:
     race = Race(house, syros, new_namespace(house.postgres.url), 3600, LONG)
-    torment(house, race)
+    flushed, killed = torment(house, race)
     found = race.results()
     check(found)
+    assert min(flushed, killed) > 100
     assert found["reads"] >= LONG
 
 
