@@ -6,6 +6,7 @@ parsed at C speed, a question costs a tenth of what it costs through a pool.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import ssl
@@ -58,6 +59,7 @@ class Connection(asyncio.Protocol):
         self.transport: Any = None
         self.run_id = ""  # of the server: another one after every start and every failover
         self.is_cluster = False  # whether the server is a node of one
+        self._ahead = 0.0  # milliseconds from the loop's clock to the server's, or a little less
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -107,9 +109,26 @@ class Connection(asyncio.Protocol):
                 future.set_result(reply)
 
     def look(self) -> None:
-        """Give a server up that does not answer."""
+        """Give a server up that does not answer; learn what time it has, which somebody may set."""
         if self._asked and self._loop.time() - self._asked[0][0] > PATIENCE:
             self.transport.abort()
+            return
+        with contextlib.suppress(Unavailable):
+            self.ask("TIME").add_done_callback(self._learn)
+
+    def _learn(self, answered: "asyncio.Future[Any]") -> None:
+        if not answered.cancelled() and answered.exception() is None:
+            self.learn(answered.result())
+
+    def learn(self, time: Any) -> None:
+        """What the server answers to TIME."""
+        if not isinstance(time, hiredis.ReplyError):
+            self._ahead = int(time[0]) * 1000 + int(time[1]) / 1000 - self._loop.time() * 1000
+
+    @property
+    def latest(self) -> int:
+        """By the server's clock, in milliseconds: when whoever asks now has no answer by then, there will be none."""
+        return int((self._loop.time() + PATIENCE) * 1000 + self._ahead)
 
 
 class Valkey:
@@ -169,7 +188,7 @@ class Valkey:
         try:
             asked = [connection.ask(*words) for words in greeting()]
             asked += [connection.ask("SCRIPT", "LOAD", script.text) for script in Script.known]
-            asked.append(connection.ask("INFO", "server"))
+            asked += [connection.ask("INFO", "server"), connection.ask("TIME")]
             replies = await asyncio.gather(*asked)
             for reply in replies:
                 check(reply)
@@ -178,7 +197,9 @@ class Valkey:
         except BaseException:
             connection.transport.abort()
             raise
-        about = replies[-1] if self._as_text else replies[-1].decode()
+        *_, about, time = replies
+        connection.learn(time)
+        about = about if self._as_text else about.decode()
         facts = dict(line.split(":", 1) for line in about.splitlines() if ":" in line)
         connection.run_id = facts.get("run_id", "")
         connection.is_cluster = "cluster" in {facts.get("redis_mode"), facts.get("server_mode")}

@@ -144,12 +144,15 @@ class RedisCache:
         ]
 
     async def put(self, namespace: Namespace, key: str, item: Item) -> int:
+        latest = (await self._connection(namespace)).latest
         kind, *facts = await self._ask(
-            namespace, PUT, key, self._limit(namespace), item.as_of or "", item.if_etag or "",
+            namespace, PUT, key, latest, self._limit(namespace), item.as_of or "", item.if_etag or "",
             1 if item.only_if_absent else "", item.ttl_ms, item.stale_ms, item.etag, item.kind, item.data, *item.tags,
         )  # fmt: skip
         if kind == b"stored":
             return int(facts[0])
+        if kind == b"late":
+            raise away()
         raise refusal(kind.decode(), [fact.decode() for fact in facts])
 
     async def put_many(

@@ -1,6 +1,9 @@
--- ARGV: key, quota, as_of or lease, if_etag, only if absent (1), ttl and stale ms, etag, kind, value, tags.
-local key, quota, as_of, if_etag, absent, ttl, stale, etag, kind, value = unpack(ARGV, 2, 11)
-local tags = { unpack(ARGV, 12) }
+-- ARGV: key, until when, quota, as_of or lease, if_etag, only if absent (1), ttl and stale ms, etag, kind, value, tags.
+local key, latest, quota, as_of, if_etag, absent, ttl, stale, etag, kind, value = unpack(ARGV, 2, 12)
+local tags = { unpack(ARGV, 13) }
+-- It was long on the way, or in a server that stood still. Who sent it has been told that it is not stored, and what may
+-- have been put since is not to be replaced.
+if now > tonumber(latest) then return { 'late' } end
 local known = read_clocks(tags)
 if not known then return UNSETTLED end
 

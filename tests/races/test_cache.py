@@ -1,6 +1,7 @@
 """Nothing is served that was acknowledged to be old: whoever reads, loads and invalidates at once, and whatever becomes
 of Redis meanwhile."""
 
+import asyncio
 import json
 import random
 import shutil
@@ -18,6 +19,7 @@ import redis
 
 from core.cluster import slot_of
 from tests.faults.house import House
+from tests.faults.link import Link
 from tests.races.cache_bugs import BUGS
 from tests.races.cachers import Board
 from tests.races.client import Client
@@ -297,6 +299,30 @@ def test_what_redis_had_on_its_disk_is_not_served(house: House, syros: list[Syro
 
     run(story())
     (house.valkey.folder / "dump.rdb").unlink()
+
+
+def test_a_put_that_came_too_late_replaces_nothing(house: House, syros: list[Syros]) -> None:
+    """The way to Redis is cut; what was on it arrives when its sender has given it up and others have gone on."""
+    namespace = new_namespace(house.postgres.url)
+
+    async def story(link: Link, far: Syros) -> None:
+        async with Client(far.port, namespace) as lost, Client(syros[0].port, namespace) as other:
+
+            async def is_back() -> bool:
+                return bool((await lost.call("PUT", "cache/j", {"value": 1}))["stored"])
+
+            assert await is_back()
+            with link.cut():
+                assert not (await lost.call("PUT", "cache/k", {"value": "late"}))["stored"]
+                assert (await other.call("PUT", "cache/k", {"value": "new"}))["stored"]
+            await eventually(is_back)
+            await asyncio.sleep(0.5)  # that came by another connection
+            assert (await lost.call("GET", "cache/k"))["value"] == "new"
+
+    with Link(house.valkey.socket) as link:
+        redis_url = f"redis://127.0.0.1:{link.port}"
+        with serving({**house.environ, "REDIS_URL": redis_url}, "far") as (far,):
+            run(story(link, far))
 
 
 def test_an_invalidation_that_redis_missed_is_applied_when_it_is_back(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import functools
 import hashlib
 import inspect
 import json
@@ -20,21 +19,18 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from decimal import Decimal
-from typing import Any, TypeVar, cast
-from uuid import UUID
+from typing import Any, cast
 
 import httpx
 from django.conf import settings
-from django.core.cache import caches
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django.core.exceptions import ImproperlyConfigured
-from django.db import models, transaction
+from django.db import transaction
 
 from syros import __version__
+from syros.cache.functions import cached
 from syros.cache.values import Forged, packed, unpacked
 from syros.client import Refused, Unavailable, in_path
 
@@ -49,7 +45,6 @@ SHORTEST = 0.001  # seconds
 LEASE = 10.0  # seconds that a load may take before somebody else does it
 PAUSES = (0.05, 0.2, 0.5)  # seconds between the attempts at an invalidation
 OPTIONS = {"api_key", "namespace", "timeout", "on_error", "longest", "lease", "connections", "using"}
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass
@@ -568,92 +563,3 @@ def answer_of(response: httpx.Response, ask: Ask) -> Any:
     if value["code"] == "cache_miss" and not ask.query:
         return None
     raise Refused(value)
-
-
-# -- functions whose results are cached ----------------------------------------------------------------
-
-
-def cached(
-    timeout: Any = DEFAULT_TIMEOUT,
-    *,
-    key: str | Callable[..., str] | None = None,
-    tags: Iterable[str] | Callable[..., Iterable[str]] = (),
-    stale: float = 0.0,
-    lease: float | None = None,
-    cache: str = "default",
-) -> Callable[[F], F]:
-    """Cache what a function returns, for each set of arguments; one call makes it for all who ask meanwhile.
-
-        @cached(300, tags=lambda pk: [f"product:{pk}", "catalogue"], stale=60)
-        def product(pk): ...
-
-    Parameters: `timeout` in seconds; `key`, with the names of the function's parameters in braces, or a function of the
-    arguments (unless said: its name and its arguments, which are then numbers, texts, dates, UUIDs, models, or
-    lists, tuples and dicts of such); `tags`, or a function of the arguments; `stale`, the seconds for which it may be
-    served after that, while one loads it again; `lease`, the seconds that a call may take; `cache`, which of CACHES.
-    The function may be `async`. It gets `invalidate(*arguments)`, which deletes one result.
-    Raises: TypeError, where a key cannot be made of an argument.
-    """
-
-    def decorate(function: F) -> F:
-        signature = inspect.signature(function)
-
-        def key_of(args: Any, kwargs: Any) -> str:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            if callable(key):
-                return key(*args, **kwargs)
-            if key is not None:
-                return key.format(**bound.arguments)
-            text = json.dumps(plain(dict(bound.arguments)), sort_keys=True)
-            name = f"{function.__module__}.{function.__qualname__}".replace("<locals>", "-")
-            return f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-
-        def about(args: Any, kwargs: Any) -> dict[str, Any]:
-            return {
-                "timeout": timeout, "tags": tags(*args, **kwargs) if callable(tags) else tags,
-                "stale": stale, "lease": lease,
-            }  # fmt: skip
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            make = functools.partial(function, *args, **kwargs)
-            return place().get_or_set(key_of(args, kwargs), make, **about(args, kwargs))
-
-        @functools.wraps(function)
-        async def acall(*args: Any, **kwargs: Any) -> Any:
-            make = functools.partial(function, *args, **kwargs)
-            return await place().aget_or_set(key_of(args, kwargs), make, **about(args, kwargs))
-
-        def place() -> SyrosCache:
-            return cast(SyrosCache, caches[cache])
-
-        is_async = inspect.iscoroutinefunction(function)
-        found: Any = acall if is_async else call
-
-        def invalidate(*args: Any, **kwargs: Any) -> bool | Awaitable[bool]:
-            name = key_of(args, kwargs)
-            return place().adelete(name) if is_async else place().delete(name)
-
-        found.invalidate = invalidate
-        return cast(F, found)
-
-    return decorate
-
-
-def plain(value: Any) -> Any:
-    """An argument as JSON: the same for the same, another for another.
-
-    Raises: TypeError.
-    """
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, models.Model):
-        return [value._meta.label, plain(value.pk)]
-    if isinstance(value, date | datetime | timedelta | Decimal | UUID):
-        return [type(value).__name__, str(value)]
-    if isinstance(value, list | tuple):
-        return ["list", *map(plain, value)]
-    if isinstance(value, dict):
-        return ["dict", *sorted(([plain(name), plain(each)] for name, each in value.items()), key=str)]
-    raise TypeError(f"No key can be made of a {type(value).__name__}: give `key` to @cached")
