@@ -291,8 +291,8 @@ def command(route: str | None = None, **options: Any) -> Callable[[Callable[...,
     `aliases`, further routes; `fenced=False`, takes no `fence`; `volatile`, the `async function(call, *, …)` that
     carries it out where locks are volatile (`refused`: nothing does); without it, it is the same everywhere.
     `patience`: the seconds that it may wait for others to share its transaction, which costs the same for one and for
-    ten; `until`, the `async function(call, answer, seconds)` that, where `wait_seconds` asks for it, gives a later answer:
-    how something ended that was begun.
+    ten; `until`, the `async function(call, answer, seconds)` that, where `wait_seconds` asks for it, gives a later
+    answer: how something ended that was begun.
     `location`: the route of what was made, its names being fields of the answer. `etag`: the field of the answer that
     names its content; who has that already (`If-None-Match`) is told so by 304, where a transport can.
     """
