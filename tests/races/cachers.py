@@ -74,7 +74,6 @@ class Found:
     hits: int = 0
     loads: int = 0
     refused: int = 0
-    changes: int = 0
     unavailable: int = 0
     stale: list[str] = field(default_factory=list)
 
@@ -152,7 +151,6 @@ class Worker:
         while self.goes_on():
             if await self.declare(record, version):
                 self.board.acknowledge(record, version)
-                self.found.changes += 1
                 break
             await asyncio.sleep(0.02)
         await asyncio.sleep(self.random.random() * self.pause)

@@ -29,6 +29,7 @@ from tests.races.processes import ROOT, Syros, eventually, new_namespace, run, s
 SECONDS = 12.0
 ROUNDS = 5  # in which a bug has to be found
 LONG = 5_000_000  # reads
+OFTEN = 30  # that servers are emptied, and killed, while these go on
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ class Race:
             out, _ = process.communicate(timeout=60)
             for name, value in json.loads(out).items():
                 found[name] = found.get(name, type(value)()) + value
-        return found
+        return {**found, "changes": sum(Board(self.board).acknowledged())}
 
 
 def torment(house: House, race: Race) -> tuple[int, int]:
@@ -192,7 +193,7 @@ def test_nothing_old_is_served_by_a_cluster_in_millions_of_reads(
     for each in found:
         check(each)
         assert min(each["changes"], each["unavailable"]) > 0, each
-    assert min(flushed, killed) > 100
+    assert min(flushed, killed) > OFTEN
     assert sum(each["reads"] for each in found) >= LONG
 
 
@@ -248,7 +249,7 @@ def test_nothing_old_is_served_in_millions_of_reads(house: House, syros: list[Sy
     flushed, killed = torment(house, race)
     found = race.results()
     check(found)
-    assert min(flushed, killed) > 100
+    assert min(flushed, killed) > OFTEN
     assert found["reads"] >= LONG
 
 
