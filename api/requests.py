@@ -132,7 +132,9 @@ def location(operation: Operation, outcome: Outcome) -> str | None:
 
 def etag(operation: Operation, outcome: Outcome) -> str | None:
     """The entity tag of an answer that has one."""
-    return f'"{getattr(outcome.value, operation.etag)}"' if operation.etag else None
+    if operation.etag is None or getattr(outcome.value, "stale", False):
+        return None  # of what is stale more is to be said than that it has not changed
+    return f'"{getattr(outcome.value, operation.etag)}"'
 
 
 def is_known(tag: str, headers: Headers) -> bool:

@@ -319,7 +319,9 @@ def cached_many(keys: Sequence[str], found: Sequence[Found]) -> CachedMany:
 
 @query("POST cache/{key}/touch", returns=Touched, hot=True, changes=True)
 async def touch(call: Call, *, key: Key, ttl_seconds: Ttl = None, stale_seconds: Stale = 0.0) -> Touched:
-    """Say that a value is good still: it is fresh for its whole time again. What was invalidated does not come back.
+    """Say that a value is good still: from now on it is fresh for `ttl_seconds` (unless said, what the namespace has
+    set) and may be served as stale for `stale_seconds` more. What was invalidated does not come back; what was
+    invalidated softly stays stale.
 
     Errors: `cache_miss` (404).
     """

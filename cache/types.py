@@ -34,7 +34,8 @@ Ttl = Annotated[float | None, Field(ge=SHORTEST, le=LONGEST), _TTL]
 Stale = Annotated[float, Field(ge=0, le=LONGEST)]
 Lease = Annotated[float, Field(ge=0.1, le=60)]
 # As Syros gave it: nothing else has a meaning.
-AsOf = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^\d+\.\d+\.\w+(\.\w+)?$")]
+AS_OF = r"^[0-9]{1,16}\.[0-9]{1,16}\.[0-9A-Za-z]+(\.[0-9A-Za-z]+)?$"
+AsOf = Annotated[str, Field(min_length=1, max_length=120, pattern=AS_OF)]
 Etag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[0-9a-f]+$")]
 ContentType = Annotated[str, Field(min_length=3, max_length=127, pattern=r"^[A-Za-z0-9!#$&^_.+-]+/[ -~]+$")]
 Base64 = Annotated[str, Field(max_length=(LARGEST + 2) // 3 * 4)]

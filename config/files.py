@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import tomli_w
@@ -14,6 +15,7 @@ from core.encoding import decode, encode
 
 FORMATS = ("yaml", "toml", "env")
 _NAME = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_.]*)=(.*)")
+MERGE = "tag:yaml.org,2002:merge"
 _ODD = re.compile(r"[^A-Za-z0-9_]")
 
 
@@ -39,10 +41,25 @@ def read(text: str, form: str) -> dict[str, Any]:
         found = READ[form](text)
         if not isinstance(found, dict):
             raise BadFile("The file is no mapping of keys to values.")
+        check(found)
         values: dict[str, Any] = decode(encode(found))
     except (yaml.YAMLError, tomllib.TOMLDecodeError, TypeError) as error:
         raise BadFile(str(error)) from error
     return values
+
+
+def check(value: Any) -> None:
+    """Raises: BadFile, of what JSON has no form for."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise BadFile(f"A key is a text; put quotes around {key}.")
+            check(each)
+    elif isinstance(value, list):
+        for each in value:
+            check(each)
+    elif isinstance(value, float) and not isfinite(value):
+        raise BadFile(f"JSON has no {value}.")
 
 
 def write(values: Mapping[str, Any], form: str) -> str:
@@ -96,11 +113,25 @@ def has_null(value: Any) -> bool:
     return value is None
 
 
+class Loader(yaml.SafeLoader):
+    """YAML in which no key is said twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
+        if twice := [key for n, key in enumerate(keys) if key in keys[:n]]:
+            raise BadFile(f"{twice[0]} is there twice.")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader)
+
+
 def write_yaml(values: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=True))
 
 
-READ: dict[str, Any] = {"yaml": yaml.safe_load, "toml": tomllib.loads, "env": read_env}
+READ: dict[str, Any] = {"yaml": read_yaml, "toml": tomllib.loads, "env": read_env}
 WRITE: dict[str, Any] = {"yaml": write_yaml, "toml": write_toml, "env": write_env}
 
 
@@ -136,7 +167,8 @@ class Step:
 
 
 def steps(present: Mapping[str, Present], wanted: Mapping[str, Any], prune: bool) -> list[Step]:
-    """What makes of what is set what is wanted. `prune`: what is not wanted is unset."""
+    """What makes of what is set what is wanted. `prune`: what is not wanted is unset, but for secrets: an export may
+    have left them out."""
     found = []
     for key, value in sorted(wanted.items()):
         known = present.get(key)
@@ -144,7 +176,7 @@ def steps(present: Mapping[str, Present], wanted: Mapping[str, Any], prune: bool
             found.append(Step("+", key, None, value))
         elif not same(known.value, value):
             found.append(Step("~", key, known, value))
-    gone = [key for key in sorted(present) if key not in wanted] if prune else []
+    gone = [key for key in sorted(present) if key not in wanted and not present[key].secret] if prune else []
     return found + [Step("-", key, present[key], None) for key in gone]
 
 

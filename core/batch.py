@@ -475,10 +475,17 @@ class Batch:
         for _ in range(ROUNDS):
             needs = self._attempt()
             if not needs:
+                self._let_twins_wait()
                 return
             self._reset()
             self.load(needs)
         raise RuntimeError("a command needs more and more")
+
+    def _let_twins_wait(self) -> None:
+        """Whoever has the key of one that waits waits in its place, and is to hear of it too."""
+        for job in self.jobs:
+            if job.twin and isinstance(job.twin.value, Waiting):
+                job.value = job.twin.value
 
     def _attempt(self) -> set[Any]:
         needs: set[Any] = set()

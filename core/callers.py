@@ -1,6 +1,7 @@
 """Who calls, where, and whether they may."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
-from core.errors import Forbidden, NotFound, SyrosError, Unauthenticated, Unavailable
+from core.errors import Forbidden, Internal, NotFound, SyrosError, Unauthenticated, Unavailable
+
+logger = logging.getLogger("syros.callers")
 
 if TYPE_CHECKING:
     from core.operations import Operation
@@ -155,6 +158,9 @@ async def turned_away(who: Who, check: Callable[[Caller], None] = lambda _: None
             continue
         except SyrosError as error:
             return error
+        except Exception:
+            logger.exception("it cannot be told whether a caller is still allowed")
+            return Internal()
 
 
 @asynccontextmanager

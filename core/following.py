@@ -60,6 +60,17 @@ async def head_for(call: Call, position: int, kind: str | None) -> int:
     return head
 
 
+async def check_reached(number: int, position: int | None) -> None:
+    """Does the log reach what somebody says to have heard of it, or the one after that?
+
+    Raises: PositionAhead.
+    """
+    if position is not None:
+        _, head = await tail().bounds(number)
+        if position > head + 1:
+            raise PositionAhead(f"The log ends at {head}.", head=head, position=position)
+
+
 async def start_of(call: Call, from_position: int | None, kind: str | None) -> int:
     """The position after which who follows begins; None: at the end of the log.
 
@@ -80,7 +91,7 @@ async def follow(
     the position reached, also where nothing matched.
 
     Parameters: `item` makes of an event what is told of it; None: nothing.
-    Raises: Unavailable, once the process stops.
+    Raises: Unavailable, once the process stops; PositionAhead, where a failover lost what was told.
     """
     reader = tail()
     yield {"heartbeat": {"position": position}}
@@ -88,6 +99,8 @@ async def follow(
     with reader.listening(number) as grown:
         while True:
             grown.clear()
+            if grown.went_back:
+                raise PositionAhead("This log went back; read again where it ends.", position=position)
             while entries := await reader.after(number, position):
                 for entry in entries:
                     position = entry.position

@@ -268,15 +268,24 @@ class Runtime:
             return await grant(job)
         except TimeoutError:
             self.waiters.forget(job)
-            value = await asyncio.shield(self._withdraw(job, job.value.facts, "timed_out"))
-            assert job.operation.waits is not None
-            return job.operation.waits.timed_out(job.value.facts, value)
+            return await self._time_out(job, job.value.facts)
         except (asyncio.CancelledError, Unavailable):
             # A retry with the same Idempotency-Key shares the place: only the last to go gives it up, and a
             # grant that came in the very moment is kept for it.
             if self.waiters.forget(job) or not (job.granted.cancelled() or job.answer_id):
                 self._withdraw(job, job.value.facts)
             raise
+
+    async def _time_out(self, job: Job, facts: dict[str, Any]) -> Any:
+        assert job.operation.waits is not None
+        try:
+            value = await asyncio.shield(self._withdraw(job, facts, "timed_out"))
+        except asyncio.CancelledError:
+            # A grant that came in the last moment was kept for the caller, who went in that very moment.
+            if not job.answer_id:
+                self._withdraw(job, facts)
+            raise
+        return job.operation.waits.timed_out(facts, value)
 
     def run_from_thread(self, operation: Operation, call: Call, params: dict[str, Any]) -> Outcome:
         """The same for a thread that is not the loop's: Django's views, commands, tests."""

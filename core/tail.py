@@ -44,6 +44,12 @@ class PositionPruned(Gone):
     """The log below this position has been pruned."""
 
 
+class Grown(asyncio.Event):
+    """Set whenever a log has grown, and once it `went_back`: then whoever listens has heard what is no more."""
+
+    went_back = False
+
+
 class Following:
     """One namespace's log, as far as this process has followed it."""
 
@@ -53,7 +59,7 @@ class Following:
         self.announced = 0  # the last position somebody told of
         self.ring: deque[Entry] = deque()
         self.ring_bytes = 0
-        self.listeners: set[asyncio.Event] = set()
+        self.listeners: set[Grown] = set()
         self.catching_up = False
 
     def keep(self, entries: Sequence[Entry]) -> None:
@@ -234,8 +240,8 @@ class Tail:
 
     @contextlib.contextmanager
     def listening(self, number: int) -> Any:
-        """An asyncio.Event that is set whenever the namespace's log has grown."""
-        following, event = self.follow(number), asyncio.Event()
+        """A Grown of the namespace's log."""
+        following, event = self.follow(number), Grown()
         following.listeners.add(event)
         try:
             yield event
@@ -258,12 +264,27 @@ class Tail:
     async def _poll(self) -> None:
         """The backstop: once a second, ask how far the logs reach."""
         while True:
-            if self._logs:
-                for number, head, _ in await tail_pool.rows(HEADS, [list(self._logs)]):
+            known = {number: following.head for number, following in self._logs.items()}
+            if known:
+                for number, head, _ in await tail_pool.rows(HEADS, [list(known)]):
+                    if head < known[number]:
+                        self._go_back(self._logs[number], head)
                     self._begin(self._logs[number], head)
                     self.announce(number, head)
             self.polled_at = asyncio.get_running_loop().time()
             await asyncio.sleep(POLL_SECONDS)
+
+    @staticmethod
+    def _go_back(following: Following, head: int) -> None:
+        """The last events are lost, to a failover or a restore: others will have their positions."""
+        logger.warning(
+            "the log of namespace %d went back from %d to %d", following.number, following.head, head
+        )
+        following.head = following.announced = head
+        following.forget()
+        for listener in following.listeners:
+            listener.went_back = True
+            listener.set()
 
     async def _hear_valkey(self) -> None:
         name = await self._channel_name()

@@ -104,6 +104,9 @@ class Connection(asyncio.Protocol):
                 if reply[0] == "message":
                     self._heard(reply[2])
                 continue
+            if not self._asked:  # nobody knows whose answers these are
+                self.transport.abort()
+                return
             _, future = self._asked.popleft()
             if not future.done():
                 future.set_result(reply)
@@ -188,12 +191,14 @@ class Valkey:
         try:
             asked = [connection.ask(*words) for words in greeting()]
             asked += [connection.ask("SCRIPT", "LOAD", script.text) for script in Script.known]
-            asked += [connection.ask("INFO", "server"), connection.ask("TIME")]
+            asked.append(connection.ask("INFO", "server"))
+            if self._channel is not None:
+                # Granted, it is told as a message; refused, as an answer, which must not be taken for somebody's.
+                connection.tell("SUBSCRIBE", self._channel)
+            asked.append(connection.ask("TIME"))
             replies = await asyncio.gather(*asked)
             for reply in replies:
                 check(reply)
-            if self._channel is not None:
-                connection.tell("SUBSCRIBE", self._channel)
         except BaseException:
             connection.transport.abort()
             raise

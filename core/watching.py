@@ -1,8 +1,8 @@
 """Who waits for streams to grow: one follower of the log a namespace, however many wait."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from core.errors import Unavailable
 from core.following import tail
@@ -18,7 +18,7 @@ class Watchers:
         self._listeners: dict[int, Listeners] = {}
         self._followers: dict[int, asyncio.Task[None]] = {}
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def of(self, number: int, streams: Iterable[str]) -> AsyncIterator[asyncio.Event]:
         """An asyncio.Event that is set whenever one of these streams may have grown, from now on.
 
@@ -55,18 +55,23 @@ class Watchers:
 
     async def _hand_on(self, number: int, position: int) -> None:
         reader = tail()
+        with contextlib.suppress(Unavailable), self._ending(number), reader.listening(number) as grown:
+            while not grown.went_back:
+                grown.clear()
+                while entries := await reader.after(number, position):
+                    position = entries[-1].position
+                    self._wake(number, {entry.stream for entry in entries})
+                await grown.wait()
+
+    @contextlib.contextmanager
+    def _ending(self, number: int) -> Iterator[None]:
+        """However it ends, those who wait look for themselves, and follow anew."""
         try:
-            with reader.listening(number) as grown:
-                while True:
-                    grown.clear()
-                    while entries := await reader.after(number, position):
-                        position = entries[-1].position
-                        self._wake(number, {entry.stream for entry in entries})
-                    await grown.wait()
-        except Unavailable:
-            self._followers.pop(number, None)
-            # Each looks for itself, and follows anew.
-            self._wake(number, set(self._listeners.get(number, ())))
+            yield
+        finally:
+            if self._followers.get(number) is asyncio.current_task():
+                del self._followers[number]
+                self._wake(number, set(self._listeners.get(number, ())))
 
     def _wake(self, number: int, streams: set[str]) -> None:
         listeners = self._listeners.get(number, {})

@@ -2,10 +2,17 @@
 
 import asyncio
 import socket
+from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from threading import Thread
 from time import monotonic
+from typing import Any
 
 RESOLVED = 10.0  # seconds that a name's addresses are remembered
+UNRESOLVED = 2.0  # seconds that it is remembered that there are none
+LOOKUPS = 16  # at a time; a name whose servers do not answer takes one for long
+MANY = 10_000  # names; of more, those are forgotten that would have to be looked up again
 # Where clouds keep what their machines may do; not all of it is link-local.
 METADATA = {
     ip_address(address)
@@ -23,7 +30,11 @@ class Addresses:
     """The addresses of names: looked up once and used as they are, so that what was allowed is what is called."""
 
     def __init__(self) -> None:
-        self._resolved: dict[tuple[str, int], tuple[float, list[str]]] = {}
+        self._resolved: dict[
+            tuple[str, int], tuple[float, list[str], str]
+        ] = {}  # until when, what, or why not
+        self._lookups: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._room = asyncio.Semaphore(LOOKUPS)
 
     async def allowed(self, host: str, port: int, may_be_private: bool) -> list[str]:
         """Those that may be called, one at least.
@@ -43,16 +54,60 @@ class Addresses:
             return [str(ip_address(host))]
         except ValueError:
             pass
-        until, found = self._resolved.get((host, port), (0.0, []))
-        if until > monotonic():
-            return found
-        try:
-            answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise NotSent(f"There is no address of {host}: {error}") from None
-        found = list(dict.fromkeys(str(answer[4][0]).partition("%")[0] for answer in answers))
-        self._resolved[host, port] = (monotonic() + RESOLVED, found)
+        place = (host, port)
+        if self._resolved.get(place, (0.0,))[0] <= monotonic():
+            await self._look_up(place)
+        _, found, why = self._resolved[place]
+        if why:
+            raise NotSent(why)
         return found
+
+    async def _look_up(self, place: tuple[str, int]) -> None:
+        """Once for all who need it, also if one of them does not wait for the end."""
+        task = self._lookups.get(place)
+        if task is None:
+            task = self._lookups[place] = asyncio.create_task(self._resolve(place))
+            task.add_done_callback(lambda _: self._lookups.pop(place))
+        await asyncio.shield(task)
+
+    async def _resolve(self, place: tuple[str, int]) -> None:
+        host, port = place
+        try:
+            async with self._room:
+                answers = await aside(partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            self._remember(place, UNRESOLVED, [], f"There is no address of {host}: {error}")
+        else:
+            found = list(dict.fromkeys(str(answer[4][0]).partition("%")[0] for answer in answers))
+            self._remember(place, RESOLVED, found, "")
+
+    def _remember(self, place: tuple[str, int], seconds: float, found: list[str], why: str) -> None:
+        now = monotonic()
+        if len(self._resolved) > MANY:
+            self._resolved = {each: known for each, known in self._resolved.items() if known[0] > now}
+        self._resolved[place] = (now + seconds, found, why)
+
+
+async def aside(look: Any) -> Any:
+    """What a function returns that may take long, in a thread which nobody waits for at the end. The loop's own are
+    few, and everything that connects by a name needs them."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def work() -> None:
+        try:
+            what: tuple[Any, Any] = done.set_result, look()
+        except Exception as error:
+            what = done.set_exception, error
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, *what)
+
+    def tell(how: Any, what: Any) -> None:
+        if not done.done():
+            how(what)
+
+    Thread(target=work, daemon=True, name="resolve").start()
+    return await done
 
 
 def ipv4_in(address: IPv6Address) -> IPv4Address | None:

@@ -229,6 +229,10 @@ async def keep_lock(lock_id: str, lost: asyncio.Event) -> None:
         except SyrosError:
             lost.set()
             return
+        except Exception:
+            logger.exception("the lock of the import")
+            lost.set()
+            return
 
 
 class Import:

@@ -123,6 +123,7 @@ class Client:
     def __init__(self, addresses: Addresses) -> None:
         self._addresses = addresses
         self._idle: dict[tuple[str, int, bool, bool], list[Connection]] = {}
+        self._swept_at = monotonic()
         self._tls: ssl.SSLContext | None = None
 
     async def send(self, host: str, port: int, tls: bool, may_be_private: bool, request: bytes) -> Response:
@@ -164,6 +165,19 @@ class Client:
             idle.append(connection)
         else:
             connection.close()
+        if monotonic() - self._swept_at > IDLE:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Close those that nobody took for long, such as those to places that are no more."""
+        self._swept_at = monotonic()
+        for place, connections in list(self._idle.items()):
+            fresh = [each for each in connections if each.is_open and self._swept_at - each.idle_since < IDLE]
+            for connection in set(connections) - set(fresh):
+                connection.close()
+            self._idle[place] = fresh
+            if not fresh:
+                del self._idle[place]
 
     async def _connect(self, host: str, port: int, tls: bool, may_be_private: bool) -> Connection:
         why = ""

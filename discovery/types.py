@@ -1,17 +1,36 @@
 """What the discovery operations take and answer."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from core.types import MAX_NUMBER, Text
 
 # In addresses of rows and in host names of answers: no slash, no colon.
 ServiceName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 InstanceId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
-Address = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:-]+$")]
+LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+
+
+def check_address(address: str) -> str:
+    """An IP address, or a host name: one whose last label is a number is meant as an address."""
+    *_, last = labels = address.removesuffix(".").split(".")
+    if ":" in address or last.isdecimal():
+        try:
+            ip_address(address)
+        except ValueError:
+            raise PydanticCustomError("address", "no IP address, nor a host name") from None
+    elif not all(LABEL.fullmatch(label) for label in labels):
+        raise PydanticCustomError("address", "no IP address, nor a host name")
+    return address
+
+
+Address = Annotated[str, AfterValidator(check_address), Field(min_length=1, max_length=253)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Scheme = Literal["http", "https", "grpc", "grpcs"]
 Ttl = Annotated[float, Field(ge=1, le=86400)]
@@ -85,12 +104,14 @@ class InstanceState:
 @dataclass(slots=True)
 class ServiceState:
     """Instances of `service`: of the one that was asked for, or of the one that stands in for it. `position`: up to
-    where the log was followed; wait from there for what changes next. `maintenance`: why all of it is taken out."""
+    where the log was followed; wait from there for what changes next. `maintenance`: why all of it is taken out.
+    `partial`: it has more instances than one answer holds, 1,000."""
 
     service: str
     instances: list[InstanceState]
     position: int
     maintenance: str | None
+    partial: bool = False
 
 
 @dataclass(slots=True)

@@ -241,11 +241,12 @@ async def read_all(
     """
     choice = Choice(category, prefix, (event_type,) if event_type else (), system)
     position = max(from_position, 1)
-    head = await head_for(call, position, choice.kind)
     started = monotonic()
-    with tail().listening(call.namespace.number) as grown:
+    with tail().listening(
+        call.namespace.number
+    ) as grown:  # before the first look, so that nothing comes between
+        head = await head_for(call, position, choice.kind)
         while True:
-            grown.clear()
             page = await log_page(call.namespace.number, position, head, choice, limit)
             took = monotonic() - started
             if page.events or (page.has_more and took > max(wait_seconds, SEARCH_SECONDS)):
@@ -253,6 +254,7 @@ async def read_all(
             if not page.has_more:
                 if took >= wait_seconds or not await grew(grown, wait_seconds - took):
                     return page
+                grown.clear()
                 _, head = await tail().bounds(call.namespace.number)
             position = page.next_position
 

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ from django.urls import reverse
 
 from core.console import lists
 from core.runtime import runtime
-from tests.doors import Lane, Python, Served
+from tests.doors import Lane, Python, Refused, Served
 from tests.test_locks import until
 
 pytestmark = pytest.mark.usefixtures("few_to_choose")
@@ -168,9 +168,10 @@ def one_of_everything(lane: Lane) -> Iterator[SimpleNamespace]:
             key_id=key["id"], api_key=f"{name}/{key['id']}", token=held["fencing_token"], keys=keys,
             session=session, permits=permits["lock_id"], lead=lead["lock_id"],
         )  # fmt: skip
-        for lock_id in (held["lock_id"], None):
-            lane("locks.release", key="jobs/a", lock_id=lock_id or waiters[0].result(10)["lock_id"])
-        waiters[1].result(10)
+        lane("locks.release", key="jobs/a", lock_id=held["lock_id"])
+        for waiter in waiters:
+            with suppress(Refused):  # on a busy machine they have waited for longer than one may
+                lane("locks.release", key="jobs/a", lock_id=waiter.result(10)["lock_id"])
 
 
 @pytest.fixture
@@ -193,6 +194,8 @@ def some_key(label: str) -> Any:
     if label == "auth.Group":
         return apps.get_model(label).objects.get_or_create(name="operators")[0].pk
     rows = apps.get_model(label).objects.order_by("-pk")
+    if label == "sagas.Task":
+        rows = rows.filter(pk__endswith=".print.action")  # for which nobody asks; others are soon done
     if label == "locks.Lock":
         rows = rows.exclude(pk__contains="/$")  # those have pages of their own
     return rows.values_list("pk", flat=True)[0]
@@ -1240,8 +1243,6 @@ def test_the_front_page_says_what_is_now(root: Client, scene: SimpleNamespace) -
 
 
 def test_stale_writes_are_shown(root: Client, lane: Lane, world: SimpleNamespace) -> None:
-    from tests.doors import Refused
-
     with pytest.raises(Refused, match="fence_stale"):
         lane(
             "events.append",

@@ -172,6 +172,35 @@ def test_a_load_that_began_before_an_invalidation_is_refused(call: Door) -> None
     assert call("cache.get", key="a")["value"] == "other"
 
 
+def test_an_older_load_does_not_replace_a_newer_one(call: Door) -> None:
+    older = miss(call, "a")["as_of"]
+    call("cache.invalidate", tags=["blue"])
+    newer = miss(call, "a")["as_of"]
+    call("cache.put", key="a", value="new", tags=["red"], as_of=newer)
+    refused = refusal(call, "cache.put", key="a", value="old", tags=["green"], as_of=older)
+    assert (refused.code, refused.problem["reason"]) == ("stale_load", "newer")
+    assert call("cache.get", key="a")["value"] == "new"
+
+
+def test_a_lease_that_ran_out_does_not_replace_what_its_successor_put(call: Door) -> None:
+    first = miss(call, "a", lease_seconds=0.1)["lease"]
+    time.sleep(0.15)
+    second = miss(call, "a", lease_seconds=10)["lease"]
+    call("cache.put", key="a", value="second", lease=second)
+    assert refusal(call, "cache.put", key="a", value="first", lease=first).code == "stale_load"
+    assert call("cache.get", key="a")["value"] == "second"
+
+
+def test_a_load_of_the_future_is_refused(call: Door) -> None:
+    """It would be newer than every invalidation."""
+    at, begun, generation = miss(call, "a")["as_of"].split(".")
+    as_of = f"{int(at) + 1000}.{begun}.{generation}"
+    refused = refusal(call, "cache.put", key="a", value="old", tags=["red"], as_of=as_of)
+    assert (refused.code, refused.problem["reason"]) == ("stale_load", "generation")
+    refused = refusal(call, "cache.put", key="a", value="old", as_of=f"{'9' * 30}.{begun}.{generation}")
+    assert (refused.status, refused.code) == (422, "invalid")
+
+
 def test_values_of_another_namespace_are_others(call: Door) -> None:
     other = Namespace.objects.create(name=f"{call.namespace}-b").name
     call("cache.put", key="a", value=1, tags=["red"])
@@ -403,7 +432,7 @@ def test_who_has_the_value_already_is_not_sent_it_again(served: Served, lane: La
             reply = httpx.get(f"http://127.0.0.1:{served.port}/api/v1/cache/a", headers=headers)
         else:
             reply = Client(headers={"host": "localhost"}).get("/api/v1/cache/a", headers=headers)
-        return reply.status_code, reply.headers["etag"], reply.content
+        return reply.status_code, reply.headers.get("etag", ""), reply.content
 
     etag = f'"{lane("cache.put", key="a", value={"x": 1})["etag"]}"'
     status, given, content = get()
@@ -413,6 +442,14 @@ def test_who_has_the_value_already_is_not_sent_it_again(served: Served, lane: La
     lane("cache.put", key="a", value={"x": 2})
     status, given, content = get(etag)
     assert (status, given != etag, decode(content)["value"]) == (200, True, {"x": 2})
+    lane("cache.put", key="a", value={"x": 2}, ttl_seconds=0.01, stale_seconds=60)
+    time.sleep(0.05)
+    status, given, content = get(given)
+    assert (status, given, decode(content)["stale"]) == (
+        200,
+        "",
+        True,
+    )  # who knows the value has to know that too
 
 
 # -- settings ----------------------------------------------------------------------------------------
@@ -452,6 +489,16 @@ def test_a_quota_is_kept_roughly(call: Door) -> None:
         call("cache.delete", key=f"k{n}")
     assert call("cache.stats")["bytes_used"] < used - 4 * 900
     call("cache.put", key="more", value=noise(2900))
+
+
+def test_what_was_there_before_the_quota_gives_nothing_back(call: Door) -> None:
+    call("cache.put", key="before", value=noise(5000))
+    call("caches.put", quota_bytes=10_000)
+    call("cache.put", key="after", value=noise(100))
+    used = call("cache.stats")["bytes_used"]
+    for key in ("before", "after"):
+        call("cache.delete", key=key)
+    assert 0 <= call("cache.stats")["bytes_used"] < used
 
 
 def noise(length: int) -> str:

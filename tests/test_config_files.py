@@ -56,3 +56,31 @@ def test_an_import_holds_to_schemas(lane: Lane) -> None:
     assert "/value" in err
     code, _, err = manage(lane, "import_config", "-", "--format", "yaml", given="a: [")
     assert (code, "Traceback" in err) == (1, False)
+
+
+def test_a_file_is_checked_before_anything_is_changed(lane: Lane, tmp_path: Path) -> None:
+    for given, why in (
+        ("a: 1\nb: .nan\n", "JSON has no nan."),
+        ("a: 1\na: 2\n", "a is there twice."),
+        ("a: {1: x}\n", "A key is a text; put quotes around 1."),
+        ("a: 1\nb/history: 2\n", "b/history: /key:"),
+    ):
+        code, out, err = manage(lane, "import_config", "-", "--format", "yaml", "--dry-run", given=given)
+        assert (code, out, why in err) == (1, "", True), (given, err)
+        assert manage(lane, "import_config", "-", "--format", "yaml", given=given)[0] == 1
+    assert lane("config.find")["items"] == []
+    code, _, err = manage(lane, "import_config", str(tmp_path / "none.yaml"))
+    assert (code, "cannot be read" in err) == (1, True)
+
+
+def test_an_export_comes_back_and_takes_no_secret_along(lane: Lane, tmp_path: Path) -> None:
+    lane("config.put", key="a.b-c", value={"d": [1.5, None, "é"]})
+    lane("config.put", key="pin", value=HIDDEN, secret=True)
+    file = tmp_path / "all.yaml"
+    file.touch(mode=0o644)
+    assert manage(lane, "export_config", "--output", str(file))[0] == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert manage(lane, "import_config", str(file), "--prune")[1] == "0 changes; 1 the same.\n"
+    assert lane("config.get", key="pin")["secret"] is True
+    line = ["import_config", "-", "--format", "env", "--prune"]
+    assert "Names of lines are not keys" in manage(lane, *line, given="A=1\n")[2]

@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from api.messages import messages
 from api.proto import full
 from core.callers import namespaces
+from discovery.services import looking
 from tests.doors import Door, Lane, Refused, Served, free_port
 from tests.doors.grpc import channel
 from tests.participant import Participant
@@ -222,10 +223,46 @@ def test_a_pick_is_by_weight(lane: Lane) -> None:
     assert 110 < picks["one"] < 190
 
 
+def test_a_large_service_is_not_told_whole_but_picked_of_whole(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "MOST", 3)
+    for n in range(4):
+        register(lane, f"i{n}", weight=int(n == 3))
+    monkeypatch.setattr(looking.look, "__defaults__", (3,))
+    found = lane("services.get", service="bank")
+    assert (names(found.value), found["partial"]) == (["i0", "i1", "i2"], True)
+    assert lane("services.pick", service="bank")["instance_id"] == "i3"
+    lane("services.deregister", service="bank", instance_id="i0")
+    assert not lane("services.get", service="bank")["partial"]
+
+
+def test_a_position_that_the_log_has_not_reached_is_refused(waiting: Door) -> None:
+    register(waiting)
+    problem = refused(waiting, "services.get", service="bank", wait_seconds=20, from_position=99)
+    assert (problem["code"], problem["head"]) == ("position_ahead", 1)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [":", "...", "-", "999", "10.0.0.999", "127.0.0.1:80", "a..b", "-a.test", "a" * 64, "1::2::3", "a b"],
+)
+def test_what_is_no_address_is_refused(lane: Lane, address: str) -> None:
+    about = {"service": "bank", "instance_id": "one", "port": 80, "address": address}
+    assert [each["pointer"] for each in refused(lane, "services.register", **about)["errors"]] == ["/address"]
+
+
+@pytest.mark.parametrize(
+    "address", ["bank", "a.test.", "_x.a-1.test", "7.bank", "::1", "10.0.0.7", "fd00::1"]
+)
+def test_what_is_an_address_is_taken(lane: Lane, address: str) -> None:
+    assert register(lane, address=address)["address"] == address
+
+
 def test_another_service_stands_in(call: Door) -> None:
     how = {"service": "bank", "failover": ["bank-eu", "bank-us"]}
     assert call("services.get", **how).value == {
-        "service": "bank", "instances": [], "position": 0, "maintenance": None,
+        "service": "bank", "instances": [], "position": 0, "maintenance": None, "partial": False,
     }  # fmt: skip
     assert refused(call, "services.pick", **how)["status"] == 404
     register(call, service="bank-us")

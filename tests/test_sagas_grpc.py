@@ -484,7 +484,7 @@ def test_tls_wants_an_authority_that_the_system_trusts_and_the_name(
 
         async def of_another_name() -> None:
             addresses = Addresses()
-            addresses._resolved["other.test", participant.port] = (time.monotonic() + 60, ["127.0.0.1"])
+            addresses._resolved["other.test", participant.port] = (time.monotonic() + 60, ["127.0.0.1"], "")
             await ask(Client(addresses), participant.port, host="other.test", tls=True)
 
         with pytest.raises(NotSent):

@@ -11,9 +11,11 @@ import redis
 from django.conf import settings
 
 from core.callers import DEVELOPER, Call, namespaces
+from core.errors import Unavailable
 from core.models import Cluster, Namespace
 from core.operations import registry
 from core.runtime import runtime
+from core.valkey import Valkey
 from tests.doors import Door, Lane, Python, Refused, Served
 from tests.test_locks import (  # noqa: F401  the same behaviours, in the namespace below
     queue,
@@ -392,3 +394,18 @@ def test_a_setting_is_noticed_without_being_told(served: Served, lane: Lane) -> 
     lane("locks.acquire", key="a", owner="alice")
     Namespace.objects.filter(name=lane.namespace).update(locks="volatile")
     until(lambda: served.do(namespaces.get(lane.namespace)).volatile, 5)
+
+
+def test_a_user_who_may_not_subscribe_is_not_let_in(settings: Any) -> None:
+    """The refusal is an answer, and would be taken for that of the next question, and so on."""
+    with redis.from_url(settings.REDIS_URL) as store:
+        store.execute_command("ACL", "SETUSER", "mute", "on", ">secret", "~*", "+@all", "resetchannels")
+    settings.REDIS_URL = settings.REDIS_URL.replace("://", "://mute:secret@")
+
+    async def story() -> None:
+        valkey = Valkey("channel", lambda message: None, lambda: None)
+        valkey.identity = "test"
+        with pytest.raises(Unavailable):
+            await valkey.ready()
+
+    asyncio.run(story())

@@ -84,14 +84,14 @@ from page as cache_item order by key"""
 # -- writing -----------------------------------------------------------------------------------------
 
 
-def put(clock: str, as_of: str, refused: str, kept: str) -> str:
-    """Parameters: `as_of`, a reading of the clock; `refused` says why a load is, or null; `kept`, until when the row
-    stays although its value has run out: a load that began before it must find it."""
+def put(clock: str, as_of: str, begun: str, refused: str, kept: str) -> str:
+    """Parameters: `as_of`, a reading of the clock; `begun`, when that was; `refused` says why a load is, or null;
+    `kept`, until when the row stays although its value has run out: a load that began before it must find it."""
     return f"""with {clock}, late as (
     select tag from cache_clock where namespace_id = {SPACE} and tag = any(%(tags)s::text[])
         and hard > %(at)s::bigint limit 1
 ), old as (
-    select etag, gone, written, generation, {LIVE} as is_live from cache_item where {ROW}
+    select etag, gone, written, begun, generation, {LIVE} as is_live from cache_item where {ROW}
 ), verdict as (
     select clock.*, old.etag, case
         when %(absent)s::bool and old.is_live then 'present'
@@ -100,21 +100,22 @@ def put(clock: str, as_of: str, refused: str, kept: str) -> str:
     end as reason
     from clock left join old on true
 ), stored as (
-    insert into cache_item (namespace_id, key, generation, as_of, written, created, fresh, ends, etag, kind, tags, data,
-        gone_ends)
-    select {SPACE}, %(key)s::text, generation, {as_of}, {as_of}, now, now + %(ttl)s::bigint,
+    insert into cache_item (namespace_id, key, generation, as_of, written, begun, created, fresh, ends, etag, kind,
+        tags, data, gone_ends)
+    select {SPACE}, %(key)s::text, generation, {as_of}, {as_of}, {begun}, now, now + %(ttl)s::bigint,
         now + %(ttl)s::bigint + %(stale)s::bigint, %(etag)s::text, %(kind)s::text, %(tags)s::text[], %(data)s::bytea,
         {kept}
     from verdict where reason is null
     on conflict (namespace_id, key) do update set
-        generation = excluded.generation, as_of = excluded.as_of, written = excluded.written,
+        generation = excluded.generation, as_of = excluded.as_of, written = excluded.written, begun = excluded.begun,
         created = excluded.created, fresh = excluded.fresh, ends = excluded.ends, etag = excluded.etag,
         kind = excluded.kind, tags = excluded.tags, data = excluded.data,
         gone = case when cache_item.generation = excluded.generation then cache_item.gone else 0 end,
         gone_ends = greatest(cache_item.gone_ends, excluded.gone_ends),
         lease_ends = case when cache_item.lease = %(lease)s::text then 0 else cache_item.lease_ends end
     where (cache_item.generation <> excluded.generation
-            or greatest(cache_item.gone, cache_item.written) <= excluded.as_of)
+            or (greatest(cache_item.gone, cache_item.written) <= excluded.as_of
+                and (cache_item.written, cache_item.begun) <= (excluded.written, excluded.begun)))
         and (not %(absent)s::bool or not {LIVE})
         and (%(if_etag)s::text = '' or (cache_item.etag = %(if_etag)s::text and {LIVE}))
     returning fresh
@@ -127,16 +128,18 @@ select generation, reason, case when reason = 'present' or reason = 'changed' th
 from verdict"""
 
 
-DIRECT = put(TICK, "at", "null", f"now + {LONGEST_LOAD + SLACK}")
+DIRECT = put(TICK, "at", "now", "null", f"now + {LONGEST_LOAD + SLACK}")
 LOADED = put(
     READ,
     "%(at)s::bigint",
-    f"""case when clock.generation <> %(generation)s::text then 'generation'
+    "%(begun)s::bigint",
+    f"""case when clock.generation <> %(generation)s::text or clock.at < %(at)s::bigint then 'generation'
         when clock.now - %(begun)s::bigint > {LONGEST_LOAD} then 'too_old'
         when exists (select from late) then 'invalidated'
         when clock.floor > %(at)s::bigint and cardinality(%(tags)s::text[]) > 0 then 'invalidated'
         when old.generation = clock.generation and old.gone > %(at)s::bigint then 'deleted'
-        when old.generation = clock.generation and old.written > %(at)s::bigint then 'newer' end""",
+        when old.generation = clock.generation
+            and (old.written, old.begun) > (%(at)s::bigint, %(begun)s::bigint) then 'newer' end""",
     "0",
 )
 # The row stays as long as a load may take that began before.

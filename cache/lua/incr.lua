@@ -9,7 +9,7 @@ if state ~= 'miss' then
   if head[KIND] ~= 'j-' or not text:match('^%-?%d+$') then return { 'no_number' } end
   number = tonumber(text)
 else
-  head = { known[1], 0, now, now + ttl, now + ttl, '', 'j-', { unpack(ARGV, 8) } }
+  head = { known[1], 0, now, now + ttl, now + ttl, '', 'j-', { unpack(ARGV, 8) }, now }
 end
 number = number + by
 if math.abs(number) > largest then return { 'too_large' } end

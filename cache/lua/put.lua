@@ -20,23 +20,27 @@ if if_etag ~= '' or absent == '1' then
 end
 
 -- A value that somebody loaded is as old as the miss; one that is simply put is of now.
-local at
+local at, begun = nil, now
 if as_of == '' then
   at = call('HINCRBY', CLOCKS, '\1c', 1)
   write_down(key, at)
 else
-  local clock, begun, gen = as_of:match('^(%d+)%.(%d+)%.(%w+)')
-  if gen ~= known[1] then return { 'refused', 'generation' } end
-  at = tonumber(clock)
-  if now - tonumber(begun) > LONGEST_LOAD then return { 'refused', 'too_old' } end
+  local clock, since, gen = as_of:match('^(%d+)%.(%d+)%.(%w+)')
+  at, begun = tonumber(clock), tonumber(since)
+  if gen ~= known[1] or at > tonumber(known[2]) then return { 'refused', 'generation' } end
+  if now - begun > LONGEST_LOAD then return { 'refused', 'too_old' } end
   local tag = invalidated(tags, known, at)
   if tag then return { 'refused', 'invalidated', tag } end
   local written = call('HMGET', CLOCKS, '\3' .. key, '\1d')
   local written_at, mark = (written[1] or '0'):match('^(%d+)(d?)$')
   if tonumber(written_at) > at then return { 'refused', mark == 'd' and 'deleted' or 'newer' } end
   if tonumber(written[2] or 0) > at then return { 'refused', 'newer' } end
+  local old = load(key)
+  if old and old[GEN] == gen and (old[AS_OF] > at or old[AS_OF] == at and (old[BEGUN] or 0) > begun) then
+    return { 'refused', 'newer' }
+  end
 end
 
 local fresh = now + tonumber(ttl)
-local head = { known[1], at, now, fresh, fresh + tonumber(stale), etag, kind, tags }
+local head = { known[1], at, now, fresh, fresh + tonumber(stale), etag, kind, tags, begun }
 return write(key, head, value, quota) and { 'stored', fresh } or { 'full' }

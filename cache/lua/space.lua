@@ -13,7 +13,8 @@
 local call, format, floor, unpack_one = redis.call, string.format, math.floor, cmsgpack.unpack_one
 local SPACE, RUN, CLOCKS = KEYS[1], ARGV[1], KEYS[1] .. 'clocks'
 local LONGEST_LOAD = 300000  -- ms from a miss to the put that answers it
-local GEN, AS_OF, CREATED, FRESH, ENDS, ETAG, KIND, TAGS = 1, 2, 3, 4, 5, 6, 7, 8  -- of an item's head
+-- Of an item's head. BEGUN: when its load did. COUNTED: there was a quota when it was written.
+local GEN, AS_OF, CREATED, FRESH, ENDS, ETAG, KIND, TAGS, BEGUN, COUNTED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 local time = call('TIME')
 local now = time[1] * 1000 + floor(time[2] / 1000)
@@ -88,6 +89,7 @@ end
 local USE, OVERHEAD = SPACE .. 'use', 120
 
 local function count(key, head, raw, sign)
+  if not head[COUNTED] then return end
   local size = sign * (#key + #raw + OVERHEAD)
   call('HINCRBY', USE, format('%d', floor(head[ENDS] / 60000) + 1), size)
   call('HINCRBY', USE, 'all', size)
@@ -116,6 +118,7 @@ end
 
 -- Replace an item; false where there is no room. `quota` is empty where there is none.
 local function write(key, head, value, quota)
+  head[COUNTED] = quota ~= ''
   local raw = cmsgpack.pack(head) .. value
   if quota ~= '' then
     local old, old_raw = load(key)

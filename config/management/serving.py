@@ -33,6 +33,15 @@ class Session:
         outcome = await runtime.run(operation, self._call, operation.parse(params))
         return decode(encode(outcome.value))
 
+    @staticmethod
+    def check(name: str, params: dict[str, Any]) -> None:
+        """Raises: BadFile, of what the operation would refuse whatever is set."""
+        try:
+            registry[name].parse(params)
+        except SyrosError as error:
+            why = "; ".join(f"{each['pointer']}: {each['detail']}" for each in error.extra.get("errors", ()))
+            raise BadFile(f"{params['key']}: {why or error.detail}") from error
+
     async def present(self, prefix: str) -> dict[str, dict[str, Any]]:
         """What is set under a prefix, by key."""
         found: dict[str, dict[str, Any]] = {}

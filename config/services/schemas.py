@@ -7,10 +7,10 @@ from orjson import Fragment
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from config import fitting, rules, sealing
+from config import fitting, rules
 from config.errors import SchemaNotFound, TooManyValues, ValuesDoNotFit
 from config.models import Entry, Schema
-from config.services.changing import note, unsealed
+from config.services.changing import note
 from config.services.looking import revisions
 from config.types import (
     Revision,
@@ -36,11 +36,11 @@ SCHEMA_BYTES = 64 << 10
 # Values that one schema is held against: in the engine's thread, so others wait for it.
 LOOKED_AT, LOOKED_AT_BYTES = 10_000, 16 << 20
 NAMED = 100  # keys that a refusal names
-VALUES = f"""select substr(near.id, length($3) + 1), value::text, token from (
-    select e.id, value, token, sum(coalesce(pg_column_size(value), pg_column_size(token))) over (order by e.id) as size
-    from config_entry e left join config_sealed s on s.id = e.id || '#' || e.sealed
-    where (e.id = $1 or e.id > $1 || '/' and e.id < $1 || '0') and is_set
-    order by e.id limit $2::int) near where size < {LOOKED_AT_BYTES}"""
+# Those of secrets are null: whether they fit, schema after schema, would tell what they are.
+VALUES = f"""select substr(near.id, length($3) + 1), value::text from (
+    select id, value, sum(coalesce(pg_column_size(value), 0)) over (order by id) as size
+    from config_entry where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set
+    order by id limit $2::int) near where size < {LOOKED_AT_BYTES}"""
 COUNT = (
     """select count(*) from config_entry where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set"""
 )
@@ -80,7 +80,8 @@ def put_schema(
     """Say what the values of a key, and of all keys under it, must look like: a JSON Schema (draft 2020-12, unless it
     says another), up to 64 KiB, that refers to nothing outside of it. The schema of the longest prefix is a key's.
 
-    It is refused if values that are set now do not fit, unless `force`; then the answer names them. A change that is
+    It is refused if values that are set now do not fit, unless `force`; then the answer names them. Secrets are held
+    against it when they are set again. A change that is
     under way in that very moment may still be held against the schema before.
 
     Errors: `values_do_not_fit` (409, with `keys`), `too_many_values` (409), `wrong_expected_revision` (409),
@@ -138,16 +139,12 @@ def misfits_of(tx: Transaction, prefix: str, json_schema: str, force: bool) -> I
     """
     address, start = tx.address(prefix), tx.address("")
     longer = {name for (name,) in tx.look(LONGER, address, start)}
-    found = {
-        key: sealing.unseal(token, tx.address(key)) if value is None else value
-        for key, value, token in tx.look(VALUES, address, str(LOOKED_AT), start)
-    }
+    found = dict(tx.look(VALUES, address, str(LOOKED_AT), start))
     if not force and tx.look(COUNT, address)[0][0] > len(found):
         raise TooManyValues(prefix=prefix)
     for entry in tx.loaded(Entry):  # what this very batch has made of them
         if entry.namespace == tx.call.namespace.name and prefix in rules.prefixes(entry.name):
-            sealed = entry.sealed
-            found[entry.name] = entry.value if sealed is None else unsealed(tx, entry.name, sealed)
+            found[entry.name] = entry.value
     for key, value in sorted(found.items()):
         is_its_own = rules.schema_of(key, {prefix, *longer}) == prefix
         if value is not None and is_its_own and not fitting.fits(json_schema, value):

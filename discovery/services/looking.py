@@ -6,7 +6,7 @@ from typing import Any
 
 from core.callers import Call
 from core.database import rows
-from core.following import HeartbeatSeconds, grew
+from core.following import HeartbeatSeconds, check_reached, grew
 from core.models import between, position_of
 from core.operations import query
 from core.types import Cursor, Limit, Position, Prefix, Text, Wait, encode_cursor
@@ -26,6 +26,7 @@ from discovery.types import (
 )
 
 MOST = 1000  # instances of a service that an answer holds
+CHOICE = 20_000  # that one is picked of
 # In one statement, so that nothing comes between: what is there, and up to which event of the service that is so.
 SERVICES = """select s.id, s.maintenance, coalesce(last.id, 0), found.*
 from discovery_service s left join lateral (
@@ -42,9 +43,9 @@ from discovery_service s left join lateral (
     where i.id > s.id || '#' and i.id < s.id || '$' and i.status <> 'deregistered'
         and ({LISTED} or not %(healthy)s)
         and (%(tag)s::text is null or exists (select from json_array_elements_text(i.tags) t where t = %(tag)s))
-    order by i.id limit {MOST}
+    order by i.id limit %(most)s
 ) found on true
-where s.id = any(%(services)s)""".replace("{LISTED}", LISTED).replace("{MOST}", str(MOST))
+where s.id = any(%(services)s)""".replace("{LISTED}", LISTED)
 OF_SERVICE = """from discovery_instance i
     where i.id > s.id || '#' and i.id < s.id || '$' and (i.status not in ('expired', 'deregistered') or i.protected)"""
 SUMMARIES = f"""select s.id, (select count(*) {OF_SERVICE}), (select count(*) {OF_SERVICE} and {LISTED}),
@@ -63,16 +64,19 @@ async def get(
     wait_seconds: Wait = 0.0,
     from_position: Position | None = None,
 ) -> ServiceState:
-    """The instances of a service (the first 1,000): those that are listed as healthy, or all that are known; of those,
-    the ones with a `tag`. Of an unknown service, none. If none is healthy, those of the first service of `failover`
-    (up to 8) that has one; `service` says whose they are.
+    """The instances of a service (up to 1,000; `partial` says that there are more): those that are listed as healthy,
+    or all that are known; of those, the ones with a `tag`. Of an unknown service, none. If none is healthy, those of
+    the first service of `failover` (up to 8) that has one; `service` says whose they are.
 
     `wait_seconds` (at most 300) holds the request until the service has changed since `from_position`, which is the
     `position` of an earlier answer; without one, until it changes.
+
+    Errors: `position_ahead` (409), of a `from_position` that the log has not reached.
     """
     asked = [service, *failover]
     if not wait_seconds:
         return await look(call, asked, healthy, tag)
+    await check_reached(call.namespace.number, from_position)
     until, since = monotonic() + wait_seconds, from_position
     streams = [f"$service:{name}" for name in asked]
     while True:
@@ -83,16 +87,21 @@ async def get(
                 return found
 
 
-async def look(call: Call, asked: Sequence[str], healthy: bool, tag: str | None) -> ServiceState:
+async def look(
+    call: Call, asked: Sequence[str], healthy: bool, tag: str | None, most: int = MOST
+) -> ServiceState:
     """The first of these services that has what is wanted; else the first of all, as it is."""
     addresses = [f"{call.namespace.name}/{name}" for name in asked]
     params = {"number": call.namespace.number, "services": addresses, "healthy": healthy, "tag": tag}
+    params["most"] = most + 1
     states = {name: ServiceState(name, [], 0, None) for name in asked}
     for address, maintenance, position, *about in await rows(SERVICES, params):
         name = address.partition("/")[2]
         state = states[name]
         state.position, state.maintenance = position_of(position), maintenance
-        if about[0] is not None:
+        if len(state.instances) == most:
+            state.partial = True
+        elif about[0] is not None:
             state.instances.append(instance_state(name, *about))
     position = max(state.position for state in states.values())
     has_any = (state for state in states.values() if any(each.healthy for each in state.instances))
@@ -114,7 +123,7 @@ async def pick(
 
     Errors: `no_healthy_instance` (404).
     """
-    found = await look(call, [service, *failover], True, tag)
+    found = await look(call, [service, *failover], True, tag, CHOICE)
     if not found.instances:
         raise NoHealthyInstance(services=[service, *failover], tag=tag)
     return by_weight(found.instances)
@@ -135,6 +144,7 @@ async def watch(
     heartbeat carries the position reached. Who resumes gives as `from_position` the one after the last that it was
     told, and hears nothing before something has changed there or later.
     """
+    await check_reached(call.namespace.number, from_position)
     asked, since = [service, *failover], None if from_position is None else from_position - 1
     streams = [f"$service:{name}" for name in asked]
     while True:

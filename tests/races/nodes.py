@@ -98,6 +98,10 @@ class Nodes:
         )
         return self
 
+    def are_whole(self) -> bool:
+        """Does each of them think so?"""
+        return all(b"cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in self.nodes)
+
     def owner(self, slot: int) -> Node:
         """Who has had a slot from the beginning."""
         return next(node for node, end in zip(self.nodes, BOUNDS[1:], strict=True) if slot < end)

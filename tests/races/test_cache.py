@@ -24,9 +24,9 @@ from tests.races.cache_bugs import BUGS
 from tests.races.cachers import Board
 from tests.races.client import Client
 from tests.races.nodes import Node, Nodes
-from tests.races.processes import ROOT, Syros, eventually, new_namespace, run, serving
+from tests.races.processes import ROOT, Syros, eventually, new_namespace, run, serving, until
 
-SECONDS = 12.0
+SECONDS = 9.0
 ROUNDS = 5  # in which a bug has to be found
 LONG = 5_000_000  # reads
 OFTEN = 30  # that servers are emptied, and killed, while these go on
@@ -216,6 +216,7 @@ def test_a_slot_that_moved_to_another_node_is_followed(
 ) -> None:
     namespace = new_namespace(house.postgres.url)
     slot = slot_of(f"{{{identity(house)}/{namespace}/0}}")
+    until(nodes.are_whole, what="the cluster whole")
     source = nodes.owner(slot)
     target = next(node for node in nodes.nodes if node is not source)
 

@@ -49,6 +49,7 @@ class Command(BaseCommand):
         if output:
             path = Path(output)
             path.touch(mode=0o600)
+            path.chmod(0o600)  # it may have been there
             path.write_text(text, encoding="utf-8")
         else:
             self.stdout.write(text, ending="")

@@ -43,8 +43,11 @@ class Command(BaseCommand):
             }
             steps = files.steps(present, wanted, options["prune"])
             for step in steps:
+                session.check(*what(step, options))
+            for step in steps:
                 if not options["dry_run"]:
-                    await take(session, step, options)
+                    name, params = what(step, options)
+                    await session.ask(name, **params)
                 self.stdout.write(step.line(options["secret"]))
             same = len(wanted) - sum(step.sign != "-" for step in steps)
             self.stdout.write(
@@ -58,18 +61,23 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
     """Raises: BadFile."""
     path = options["file"]
     form = files.format_of(path, options["format"])
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    if form == "env" and options["prune"]:
+        raise files.BadFile("Names of lines are not keys, so nothing is pruned by them: use YAML or TOML.")
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise files.BadFile(f"{path} cannot be read: {error}") from error
     return {f"{options['prefix']}{key}": value for key, value in files.read(text, form).items()}
 
 
-async def take(session: Session, step: files.Step, options: dict[str, Any]) -> None:
+def what(step: files.Step, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The operation of a step, and its parameters."""
     about = {
         "key": step.key,
         "expected_revision": step.before.revision if step.before else 0,
         "reason": options["reason"],
     }
     if step.sign == "-":
-        await session.ask("config.delete", **about)
-    else:
-        secret = {"secret": True} if options["secret"] else {}
-        await session.ask("config.put", **about, **secret, value=step.after)
+        return "config.delete", about
+    secret = {"secret": True} if options["secret"] else {}
+    return "config.put", {**about, **secret, "value": step.after}
