@@ -551,6 +551,9 @@ def test_a_rollout_is_aborted(call: Door) -> None:
     call("config.put", key="a", value="old")
     call("config.put", key="a", value="new", rollout={"percentage": 100.0, "salt": "s"})
     assert call("config.get", key="a", instance_id="web-1").value["value"] == "new"
+    for who, value in (({}, "old"), ({"instance_id": "web-1"}, "new")):
+        (item,) = call("config.find", **who)["items"]
+        assert (item["value"], item["rollout"]["percentage"]) == (value, 100.0)
     call("config.abort", key="a", reason="errors")
     assert call("config.get", key="a", instance_id="web-1").value["value"] == "old"
     assert refusal(call, "config.abort", key="a").code == "no_rollout"

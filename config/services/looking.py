@@ -97,16 +97,21 @@ def revision_in(row: Row | None) -> int:
 
 @query("GET config", name="config.find", returns=ConfigPage)
 async def find(
-    call: Call, *, prefix: Prefix = "", limit: Limit = 50, cursor: Cursor | None = None
+    call: Call,
+    *,
+    prefix: Prefix = "",
+    limit: Limit = 50,
+    cursor: Cursor | None = None,
+    instance_id: InstanceName | None = None,
 ) -> ConfigPage:
-    """Keys that begin so, in order, with what they are set to.
+    """Keys that begin so, in order, with what they are set to; with `instance_id`, what that instance gets.
 
     `position`: whoever watches from the position after that of the first page misses no change.
     """
     position = await following.start_of(call, None, None)
     start, end = between(call.namespace.name, prefix)
     found = await rows(PAGE, [start, end, f"{call.namespace.name}/{cursor or ''}", limit + 1])
-    items = [state_of(row) for row in found[:limit]]
+    items = [state_of(row, instance_id) for row in found[:limit]]
     return ConfigPage(items, position, encode_cursor(items[-1].key) if log.has_more(found, limit) else None)
 
 
