@@ -12,6 +12,7 @@ from django.test import Client
 
 from tests.browser import CHROMIUM, Browser
 from tests.doors import Lane, Served
+from tests.races.processes import until
 from tests.test_admin import sagas_of_every_kind
 
 pytestmark = [
@@ -49,8 +50,12 @@ def hosts(browser: Browser) -> set[str]:
 
 def keep(browser: Browser, name: str, tmp_path: Path) -> None:
     path = (Path(PICTURES) if PICTURES else tmp_path) / name
-    browser.picture(path)
-    assert path.stat().st_size > 20_000, "an empty page"
+
+    def is_painted() -> bool:
+        browser.picture(path)
+        return path.stat().st_size > 20_000
+
+    until(is_painted, what="a page that is not empty")  # it is loaded before it is painted
 
 
 def run(browser: Browser, document: str, expected: str) -> str:
