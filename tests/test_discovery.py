@@ -435,8 +435,12 @@ def test_half_of_a_crowd_stays_listed_whatever_fails(call: Door) -> None:
 
     for number in range(4):
         register(call, str(number), ttl_seconds=2)
-    until(lambda: len(listed(call)) == 2)
-    found = call("services.get", service="bank")["instances"]
+
+    def crowd() -> Any:
+        return call("services.get", service="bank")["instances"]
+
+    until(lambda: [each["protected"] for each in crowd()] == [True, True])
+    found = crowd()
     assert [(each["status"], each["healthy"], each["protected"]) for each in found] == [
         ("expired", True, True)
     ] * 2
