@@ -15,9 +15,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from core.errors import Unavailable
 
 Row = tuple[Any, ...]
-PATIENCE = (
-    11.0  # seconds, longer than the server's own statement_timeout: then nothing comes through any more
-)
+# Seconds, longer than the server's own statement_timeout: then nothing comes through any more.
+PATIENCE = 11.0
 
 
 def conninfo(options: str = "") -> str:

@@ -52,8 +52,7 @@ async def head_for(call: Call, position: int, kind: str | None) -> int:
     floor, head = await tail().bounds(call.namespace.number)
     if position <= floor:
         raise PositionPruned(f"The log begins at {floor + 1}.", floor=floor, position=position)
-    if position > head + 1:
-        raise PositionAhead(f"The log ends at {head}.", head=head, position=position)
+    check_within(head, position)
     # Who begins at the start takes what there is; who goes on would miss what is gone.
     if position > 1 and kind is not None and position <= (gone := await pruned(call.namespace.name, kind)):
         raise PositionPruned(f"History is kept from {gone + 1} on.", floor=gone, position=position)
@@ -67,8 +66,13 @@ async def check_reached(number: int, position: int | None) -> None:
     """
     if position is not None:
         _, head = await tail().bounds(number)
-        if position > head + 1:
-            raise PositionAhead(f"The log ends at {head}.", head=head, position=position)
+        check_within(head, position)
+
+
+def check_within(head: int, position: int) -> None:
+    """Raises: PositionAhead."""
+    if position > head + 1:
+        raise PositionAhead(f"The log ends at {head}.", head=head, position=position)
 
 
 async def start_of(call: Call, from_position: int | None, kind: str | None) -> int:

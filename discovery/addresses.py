@@ -30,9 +30,8 @@ class Addresses:
     """The addresses of names: looked up once and used as they are, so that what was allowed is what is called."""
 
     def __init__(self) -> None:
-        self._resolved: dict[
-            tuple[str, int], tuple[float, list[str], str]
-        ] = {}  # until when, what, or why not
+        # Until when it holds, the addresses, or why there are none.
+        self._resolved: dict[tuple[str, int], tuple[float, list[str], str]] = {}
         self._lookups: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._room = asyncio.Semaphore(LOOKUPS)
 

@@ -242,9 +242,8 @@ async def read_all(
     choice = Choice(category, prefix, (event_type,) if event_type else (), system)
     position = max(from_position, 1)
     started = monotonic()
-    with tail().listening(
-        call.namespace.number
-    ) as grown:  # before the first look, so that nothing comes between
+    # Listening before the first look, so that nothing comes between.
+    with tail().listening(call.namespace.number) as grown:
         head = await head_for(call, position, choice.kind)
         while True:
             page = await log_page(call.namespace.number, position, head, choice, limit)
