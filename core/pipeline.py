@@ -15,6 +15,7 @@ from psycopg import errors, pq
 from psycopg.adapt import Transformer
 
 PATIENCE_MS = 40_000  # longer than the server's own statement_timeout: then the connection is dead
+LAST_WORDS = ("FATAL", "PANIC")  # what a server says of itself before it hangs up
 
 
 class Pending:
@@ -46,6 +47,8 @@ class Pipeline:
         self._sent: list[Pending] = []
         self._transformer = Transformer(connection)
         self._poll = select.poll()
+        self._farewell = ""
+        connection.add_notice_handler(self._hear)
         self._pg.nonblocking = 1
         self._pg.enter_pipeline_mode()
 
@@ -94,8 +97,16 @@ class Pipeline:
         Raises: psycopg.OperationalError.
         """
         self._poll.register(self._pg.socket, select.POLLIN)
-        while self._poll.poll(0):  # its last words come before the end of the connection
+        # Its last words come before the end of the connection, and others have the locks in between.
+        while self._poll.poll(0):
             self._pg.consume_input()
+            self._pg.is_busy()  # hears what came
+            if self._farewell:
+                raise psycopg.OperationalError(self._farewell)
+
+    def _hear(self, said: errors.Diagnostic) -> None:
+        if said.severity_nonlocalized in LAST_WORDS:
+            self._farewell = said.message_primary or said.severity_nonlocalized
 
     def load(self, result: Any) -> list[tuple[Any, ...]]:
         self._transformer.set_pgresult(result)

@@ -123,14 +123,14 @@ class OneNamespace(NamespaceFilter):
 
 
 def in_question(request: HttpRequest) -> list[tuple[int, str]]:
-    """The namespaces that a search looks into, number and name: the chosen one, or every one."""
+    """The namespaces that a search looks into, number and name: the chosen one, or every one, the newest first."""
     chosen = request.GET.get("namespace")
-    namespaces = Namespace.objects.order_by("name").values_list("number", "name")
+    namespaces = Namespace.objects.order_by("-number").values_list("number", "name")
     if chosen:
         return list(namespaces.filter(name=chosen))
     found = list(namespaces[: MOST_NAMESPACES + 1])
     if len(found) > MOST_NAMESPACES:
-        messages.warning(request, f"Searched the first {MOST_NAMESPACES:,} namespaces only. Choose one.")
+        messages.warning(request, f"Searched the newest {MOST_NAMESPACES:,} namespaces only. Choose one.")
     return found[:MOST_NAMESPACES]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from psycopg.conninfo import conninfo_to_dict
+
 
 class Link:
     """A port of its own that leads to another one, or to a socket in a folder. While it is cut, what was sent waits on
@@ -58,7 +60,7 @@ class Link:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await self._whole.wait()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             other_reader, other_writer = await self._open()
             await asyncio.gather(self._pump(reader, other_writer), self._pump(other_reader, writer))
 
@@ -77,3 +79,10 @@ class Link:
             await self._whole.wait()
         finally:
             writer.close()
+
+
+def place_of(url: str) -> int | Path:
+    """The port or the socket of a PostgreSQL."""
+    parts = conninfo_to_dict(url)
+    folder, port = str(parts.get("host", "")), int(parts.get("port") or 5432)
+    return Path(folder) / f".s.PGSQL.{port}" if folder.startswith("/") else port

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 from dnslib import RCODE, DNSRecord
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from tests.doors import free_port
-from tests.faults.link import Link
+from tests.faults.link import Link, place_of
 from tests.participant import Participant
 from tests.races.processes import ROOT, Syros, environment, migrate, new_namespace, until
 from tests.servers import WORKER, database
@@ -100,13 +100,6 @@ class Agent:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-
-
-def place_of(url: str) -> int | Path:
-    """The port or the socket of a PostgreSQL."""
-    parts = conninfo_to_dict(url)
-    folder, port = str(parts.get("host", "")), int(parts.get("port") or 5432)
-    return Path(folder) / f".s.PGSQL.{port}" if folder.startswith("/") else port
 
 
 @pytest.fixture(scope="module")
