@@ -16,10 +16,9 @@ from tests.doors import DOORS, Door, Lane, Served
 
 
 def pytest_collection_finish() -> None:
-    """What is loaded stays, thousands of tests as well: as in `serve`, the collector need not look at it again."""
+    """As in `serve`: the collector need not look again at what is loaded."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

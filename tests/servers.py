@@ -5,6 +5,7 @@ With SYROS_TEST_DATABASE_URL and SYROS_TEST_REDIS_URL the suite runs against ser
 """
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -56,6 +57,8 @@ def database(name: str) -> str:
     return urlunsplit(parts._replace(path=f"/{name}"))
 
 
+# What is loaded stays, thousands of tests as well: looking at it again and again takes longer than loading it.
+gc.set_threshold(50_000, 20, 20)
 # Who starts the suite in the background may have these ignored, and so would be what the tests start and signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -59,15 +59,10 @@ def test_an_import_holds_to_schemas(lane: Lane) -> None:
 
 
 def test_a_file_is_checked_before_anything_is_changed(lane: Lane, tmp_path: Path) -> None:
-    for given, why in (
-        ("a: 1\nb: .nan\n", "JSON has no nan."),
-        ("a: 1\na: 2\n", "a is there twice."),
-        ("a: {1: x}\n", "A key is a text; put quotes around 1."),
-        ("a: 1\nb/history: 2\n", "b/history: /key:"),
-    ):
-        code, out, err = manage(lane, "import_config", "-", "--format", "yaml", "--dry-run", given=given)
-        assert (code, out, why in err) == (1, "", True), (given, err)
-        assert manage(lane, "import_config", "-", "--format", "yaml", given=given)[0] == 1
+    line, given = ["import_config", "-", "--format", "yaml"], "a: 1\nb/history: 2\n"
+    for more in ([], ["--dry-run"]):
+        code, out, err = manage(lane, *line, *more, given=given)
+        assert (code, out, "b/history: /key:" in err) == (1, "", True), err
     assert lane("config.find")["items"] == []
     code, _, err = manage(lane, "import_config", str(tmp_path / "none.yaml"))
     assert (code, "cannot be read" in err) == (1, True)

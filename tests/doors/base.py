@@ -1,7 +1,10 @@
 """What every door has in common, and the three that speak REST or nothing: in process, Django, the fast lane."""
 
 import asyncio
+import contextlib
+import itertools
 import json
+import os
 import socket
 import threading
 from dataclasses import dataclass, field
@@ -24,6 +27,11 @@ HEADERS = {
     "request_id": "X-Request-Id",
     "trace": "traceparent",
 }
+
+
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = 1500  # of each worker's own
+_ports = itertools.cycle(range(10_000 + WORKER % 14 * PORTS, 10_000 + (WORKER % 14 + 1) * PORTS))
 
 
 class Refused(Exception):
@@ -49,9 +57,13 @@ class Answer:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port that nobody has, and that nobody is given before it is used: neither who asks for any port at all, for
+    those are higher ones, nor another pytest-xdist worker."""
+    for port in itertools.islice(_ports, PORTS):
+        with contextlib.suppress(OSError), socket.socket() as found:
+            found.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("This worker has no port left.")
 
 
 class Served:

@@ -21,10 +21,10 @@ from core import embedded
 from core.embedded import Embedded, EmbeddedInUse
 from tests.faults.house import House
 from tests.races.client import Client, Lost, Reply
-from tests.races.processes import ROOT, Syros, environment, eventually, run, until
+from tests.races.processes import MANAGE, ROOT, Syros, environment, eventually, run, until
 
-SECOND_START = 5.0  # seconds
-TRIES = 3  # on a busy machine
+SECOND_START = 4.0  # times what Python and the code take to load, whatever the machine has to do beside
+TRIES = 3
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
@@ -92,8 +92,10 @@ def test_it_is_killed_and_the_next_one_goes_on_where_it_was(all_in_one: Syros) -
     for _ in range(TRIES):
         all_in_one.kill()
         started = time.monotonic()
+        subprocess.run([*MANAGE, "help"], cwd=ROOT, env=all_in_one.environ, capture_output=True, check=True)
+        loaded = time.monotonic()
         all_in_one.start()
-        took.append(time.monotonic() - started)
+        took.append((time.monotonic() - loaded) / (loaded - started))
         run(after(grant, event))
         if took[-1] < SECOND_START:
             break

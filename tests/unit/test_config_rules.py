@@ -1,5 +1,6 @@
 """The rules of configuration, without a database."""
 
+import re
 from typing import Any
 
 import pytest
@@ -138,6 +139,19 @@ def test_lines_of_others_are_read() -> None:
 def test_what_is_no_such_file_is_refused(content: str, form: str) -> None:
     with pytest.raises(files.BadFile):
         files.read(content, form)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("a: 1\nb: .nan\n", "JSON has no nan."),
+        ("a: 1\na: 2\n", "a is there twice."),
+        ("a: {1: x}\n", "A key is a text; put quotes around 1."),
+    ],
+)
+def test_what_json_has_no_form_for_is_refused(content: str, why: str) -> None:
+    with pytest.raises(files.BadFile, match=re.escape(why)):
+        files.read(content, "yaml")
 
 
 def test_what_a_format_cannot_say_is_refused() -> None:

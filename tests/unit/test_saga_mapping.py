@@ -1,6 +1,9 @@
 """What a step is given: what templates and conditions find, and where nothing; and that nobody can hurt with them."""
 
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -338,3 +341,11 @@ def loops(depth: int) -> str:
 def test_loops_within_loops_are_refused() -> None:
     with pytest.raises(MappingError):
         compile_condition(loops(18))
+
+
+def test_the_command_line_of_cel_is_not_loaded_along() -> None:
+    asked = "import sys, sagas.mapping; sys.exit('typer' in sys.modules or 'cel' not in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", asked], cwd=Path(__file__).parents[2], check=False).returncode
+        == 0
+    )
