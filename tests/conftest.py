@@ -103,7 +103,7 @@ def few_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def few_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For who looks for nothing that is there: the admin's search in a thousand namespaces takes a second."""
+    """For who looks in the newest namespaces, or for nothing that is there: a search in a thousand takes a second."""
     monkeypatch.setattr("core.console.lists.MOST_NAMESPACES", 20)
 
 

@@ -1174,7 +1174,9 @@ def test_odd_input_breaks_nothing(
     assert root.get(f"{listing(label)}%ff%fe/change/").status_code in {302, 404}
 
 
-def test_a_search_box_for_any_name(root: Client, lane: Lane, world: SimpleNamespace) -> None:
+def test_a_search_box_for_any_name(
+    root: Client, lane: Lane, world: SimpleNamespace, few_to_search: None
+) -> None:
     def found(term: str) -> list[str]:
         hits = re.findall(r'href="([^"]*)"', text(root, f"/admin/search/?extended=1&s={url_quote(term)}"))
         return [hit for hit in hits if hit.startswith("/admin/")]
