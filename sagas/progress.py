@@ -30,6 +30,10 @@ class StepProgress:
     action: Side = field(default_factory=Side)
     undo: Side = field(default_factory=Side)
     maybe: bool = False  # an attempt may have had an effect, whatever a later one said
+    doubt_until: float = 0.0  # when the attempts of which nothing was heard are over, wherever they are
+    is_waived: bool = (
+        False  # an operator said to go on without it: that is no reason to skip what comes after it
+    )
     place: int = 0  # in the order of first dispatch, from 1
     output: Any = None
     locks: dict[str, list[Any]] = field(default_factory=dict)  # that it holds: token, when it is given back

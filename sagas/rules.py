@@ -16,7 +16,9 @@ from sagas.progress import Progress, Side, StepProgress
 
 DONE = ("succeeded", "skipped")  # sides after which what depends on them goes on
 OUT = ("calling", "queued", "waiting")  # sides of which something may still be heard
+GOING = ("ready", "backoff", "locking", *OUT)
 OVER = ("succeeded", "skipped", "failed", "unknown")
+UNHEARD = ("broken", "lost")  # why nothing was heard of an attempt that may go on all the same
 GRACE = 5.0  # seconds after which a call of which nothing is heard is given up; its caller's own limit comes first
 CONFIGURATION_ATTEMPTS = 5
 CONFIGURATION_DELAY = 2.0
@@ -106,6 +108,7 @@ class Course:
         self.withdrawn: list[tuple[str, str]] = []  # tasks that nobody is to fetch any longer: step and op
         self.begins: list[Begin] = []  # sagas that steps are
         self.recalls: list[str] = []  # ids of such sagas, that are to take back what they did
+        self.ended: list[str] = []  # ids of such sagas, that are to end where they are
         self.released: list[str] = []  # keys of locks that are given back
         self.appends: list[tuple[str, str, Any]] = []  # events of others' streams: stream, type, data
         self.is_owner_needed = False
@@ -159,8 +162,9 @@ class Course:
         return next(found, None)
 
     def _turn_when_it_is_known(self, broken: str) -> None:
-        """Whether there is a way back: while a pivot is under way nothing but that goes on."""
-        if under_way := self._pivots_under_way():
+        """Whether there is a way back: while a pivot is under way nothing but that goes on. Where there is none,
+        a human is asked once what else is under way is over too."""
+        if under_way := self._pivots_under_way() or self._asked_after_pivot():
             for step in under_way:
                 self._advance(step)
             return
@@ -168,6 +172,10 @@ class Course:
 
     def _pivots_under_way(self) -> list[StepPlan]:
         return [step for step in self.plan.steps.values() if step.pivot and self._is_under_way(step)]
+
+    def _asked_after_pivot(self) -> list[StepPlan]:
+        steps = self.plan.steps.values() if self.is_pivot_passed else ()
+        return [step for step in steps if step.kind == "call" and self._action(step.name).status in GOING]
 
     def _is_under_way(self, step: StepPlan) -> bool:
         """May the action still come to have its effect?"""
@@ -200,7 +208,7 @@ class Course:
         return self.saga.steps[name].action
 
     def _begin(self, step: StepPlan, side: Side) -> None:
-        if step.after and all(self._action(name).status == "skipped" for name in step.after):
+        if step.after and all(self._is_passed_over(name) for name in step.after):
             self._skip(step, side, "all steps before it were skipped")
             return
         try:
@@ -210,6 +218,10 @@ class Course:
                 self._skip(step, side, "its condition is false")
         except MappingError as error:
             self._broken(step, side, "action", error)
+
+    def _is_passed_over(self, name: str) -> bool:
+        progress = self.saga.steps[name]
+        return progress.action.status == "skipped" and not progress.is_waived
 
     def _skip(self, step: StepPlan, side: Side, why: str) -> None:
         side.status, side.finished = "skipped", self.now
@@ -285,16 +297,17 @@ class Course:
                 for name, step in self.saga.steps.items() if step.locks}  # fmt: skip
 
     def _input(self, step: StepPlan, op: str) -> Any:
-        if op in self.saga.steps[step.name].edited:
-            return self.saga.steps[step.name].edited[op]
+        progress = self.saga.steps[step.name]
+        if op in progress.edited:
+            return progress.edited[op]
         scope = self._scope()
+        if op != "action" and step.compensation_input:
+            return step.compensation_input.render(scope)
         asked = step.input.render(scope) if step.input else self.scope["input"]
         if op == "action":
             return asked
-        if step.compensation_input:
-            return step.compensation_input.render(scope)
-        output = self.saga.steps[step.name].output
-        return {"input": asked, "output": output, "outcome": self._outcome_of(step, op)}
+        asked = progress.edited.get("action", asked)
+        return {"input": asked, "output": progress.output, "outcome": self._outcome_of(step, op)}
 
     def _outcome_of(self, step: StepPlan, op: str) -> str | None:
         if op == "action":
@@ -464,7 +477,7 @@ class Course:
         elif found == "not_applied":
             progress.is_verifying = progress.maybe = False
             self._fail(step, side, "action", "failed", side.error or {})
-        elif progress.checks + 1 < CHECKS and self.saga.status == "running":
+        elif progress.checks + 1 < CHECKS and self._is_forward:
             progress.checks += 1
             side.status, side.due = "backoff", self.now + CHECK_AGAIN
         else:
@@ -474,7 +487,8 @@ class Course:
         """How the saga ended that a step is: what came of the step or, if that is over, of taking it back."""
         step = self.saga.steps[name]
         if step.action.status in OVER:
-            self.hear(name, "compensate", step.undo.attempts, Outcome("succeeded"))
+            self.saga.dirty |= child.dirty
+            self.hear(name, "compensate", step.undo.attempts, taken_back(child))
         else:
             self.hear(name, "action", step.action.attempts, outcome_of(child))
 
@@ -488,15 +502,21 @@ class Course:
         """Whoever made this call is gone: nobody knows what came of it. It is made again, with the same key."""
         side = self._side(name, op)
         if op == "action":
-            self.saga.steps[name].maybe = True
+            self._doubt(self.saga.steps[name], may_go_on=True)
         side.status, side.due = "ready", None
+
+    def _doubt(self, progress: StepProgress, may_go_on: bool) -> None:
+        """An attempt may have had an effect; or it may go on, until its own time is over."""
+        progress.maybe = True
+        if may_go_on and progress.action.status == "calling" and progress.action.due is not None:
+            progress.doubt_until = max(progress.doubt_until, progress.action.due - GRACE)
 
     def _side(self, name: str, op: str) -> Side:
         return self.saga.steps[name].side(op)
 
     def _heard(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> None:
         if op == "action" and outcome.kind in ("ongoing", "unknown"):
-            self.saga.steps[step.name].maybe = True
+            self._doubt(self.saga.steps[step.name], outcome.kind == "ongoing" or outcome.code in UNHEARD)
         if outcome.kind == "succeeded":
             self._succeeded(step, side, op, outcome.output)
         elif outcome.kind == "accepted":
@@ -547,9 +567,12 @@ class Course:
 
     def _is_worth_asking(self, step: StepPlan, op: str, outcome: Outcome) -> bool:
         is_in_doubt = op == "action" and self.saga.steps[step.name].maybe
-        return (
-            bool(step.verify) and is_in_doubt and outcome.kind != "failed" and self.saga.status == "running"
-        )
+        return bool(step.verify) and is_in_doubt and outcome.kind != "failed" and self._is_forward
+
+    @property
+    def _is_forward(self) -> bool:
+        """Is it on its way forward, or will it be after a pause?"""
+        return "running" in (self.saga.status, self.saga.paused_from)
 
     def _is_final(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> bool:
         if self.saga.status == "compensating" and op == "action":
@@ -604,12 +627,14 @@ class Course:
         self.say("saga.attention", reason=reason, error=self.saga.error)
 
     def cancel(self, reason: str) -> None:
+        if self.saga.status == "attention" and self.saga.before == "compensating":
+            return  # it has turned back already
         self._turn("cancelled", {"code": "cancelled", "message": reason})
 
     def be_recalled(self, reason: str) -> None:
         """The saga that this one is a step of turned back: so does this one, though it may be over."""
         error = {"code": "recalled", "message": reason}
-        if self.saga.status in ("compensating", "compensated", "failed"):
+        if self.saga.status in ("compensating", "compensated", "failed", "terminated"):
             return
         if self.saga.status == "attention" and self.saga.before == "compensating":
             return
@@ -644,8 +669,17 @@ class Course:
         if side.status in OUT:
             self._look_at_end(step, progress)
         if side.status in ("pending", "ready", "backoff", "locking"):
+            if side.status == "locking":
+                self.released += self._lock_keys(step)
             side.status = "unknown" if progress.maybe else "failed" if side.attempts else "skipped"
             side.due, side.finished = None, self.now
+        if side.status in OVER:
+            self._give_back(step, "step")
+
+    def _lock_keys(self, step: StepPlan) -> list[str]:
+        """Of locks that it waits for, and so knows already."""
+        scope = self._scope()
+        return [str(lock.key.render(scope)) for lock in step.locks]
 
     def _look_at_end(self, step: StepPlan, progress: StepProgress) -> None:
         side = progress.action
@@ -670,13 +704,16 @@ class Course:
         return step.kind in ("call", "saga") and has_effect
 
     def _take_back(self, step: StepPlan, needed: list[StepPlan]) -> None:
-        side = self.saga.steps[step.name].undo
+        progress = self.saga.steps[step.name]
+        side = progress.undo
         if side.status == "pending" and not self._is_blocked(step, needed):
             side.status = "ready"
             if step.kind == "call" and step.compensation is None:
                 self.saga.dirty = True
                 side.status, side.finished = "skipped", self.now
                 self.say("compensation.skipped", step=step.name, why="it has none")
+            elif self._action(step.name).status == "unknown" and progress.doubt_until > self.now:
+                side.status, side.due = "backoff", progress.doubt_until  # it may still happen
         if side.status == "ready":
             self._dispatch(step, side, "compensate")
 
@@ -705,6 +742,7 @@ class Course:
     # -- ends ----------------------------------------------------------------------------------------
 
     def _succeed(self) -> None:
+        self.saga.reason = self.saga.error = None  # of what an operator helped meanwhile
         try:
             self.saga.output = self.plan.output.render(self._scope()) if self.plan.output else None
         except MappingError as error:  # everything was done: that is no reason to take it back
@@ -733,16 +771,27 @@ class Course:
     def terminate(self, reason: str) -> None:
         """End it where it is. What was done stays done."""
         steps = self.plan.steps.values()
-        self.saga.dirty |= any(self._needs_undo(step) or self._is_left(step) for step in steps)
+        left = [step for step in steps if self._is_left(step)]
+        self.saga.dirty |= bool(left)
         self.saga.reason, self.saga.error = "operator", {"code": "terminated", "message": reason}
         for name, step in self.saga.steps.items():
             for op, side in step.sides():
                 if side.status == "queued":
                     self._withdraw(self.plan.steps[name], op)
-        self._finish("terminated")
+            if child := self._child_under_way(name):
+                self.ended.append(child)
+        self._finish("terminated", steps=[step.name for step in left] or None)
 
     def _is_left(self, step: StepPlan) -> bool:
-        return step.kind in ("call", "saga") and self._is_under_way(step)
+        """May an effect remain that nobody takes back?"""
+        is_under_way = step.kind in ("call", "saga") and self._is_under_way(step)
+        is_undone = self.saga.steps[step.name].undo.status == "succeeded"
+        return is_under_way or (self._needs_undo(step) and not is_undone)
+
+    def _child_under_way(self, name: str) -> str | None:
+        step = self.saga.steps[name]
+        is_under_way = any(side.status == "waiting" for _, side in step.sides())
+        return step.child if is_under_way else None
 
     # -- what operators and others say ---------------------------------------------------------------
 
@@ -768,7 +817,8 @@ class Course:
         if self.saga.deadline is not None:
             self.saga.deadline += gone
         self.saga.status, self.saga.paused_from, self.saga.paused_at = self.saga.paused_from, None, None
-        self._go_on()  # what was stuck may have been helped meanwhile
+        if not self.stuck:  # what was stuck may have been helped meanwhile
+            self._go_on()
 
     def signal(self, name: str, payload: Any, reason: str | None = None) -> None:
         """A signal goes to the steps that wait for it, or is kept for the first that will."""
@@ -807,8 +857,12 @@ class Course:
 
     def retry(self, name: str, op: str) -> None:
         """Try again what has failed, as if for the first time: the attempts go on counting, the key stays."""
-        self.saga.steps[name].is_verifying = False
-        side = self._side(name, op)
+        progress, side = self.saga.steps[name], self._side(name, op)
+        progress.is_verifying, progress.checks = False, 0
+        if self.plan.steps[name].kind == "saga" and side.status == "unknown":
+            self.saga.dirty = (
+                True  # another saga is begun, and what the first one left undone nobody takes back
+            )
         side.until = None
         side.status, side.failures, side.failed_since, side.due, side.finished = "ready", 0, None, None, None
         self.say(verb(op, "retried"), step=name)
@@ -821,12 +875,14 @@ class Course:
             self._succeeded(self.plan.steps[name], side, op, output)
         else:
             side.status, side.due, side.finished = "skipped", None, self.now
+            self.saga.steps[name].is_waived |= op == "action"
             self.saga.dirty |= op == "compensate" or self.saga.steps[name].maybe
             self.say(verb(op, "skipped"), step=name, why="an operator said so")
         self._go_on()
 
     def _go_on(self) -> None:
-        if self.saga.status == "attention" and not self.stuck:
+        """With what can go on; of what is stuck yet it says so again."""
+        if self.saga.status == "attention":
             self.saga.status, self.saga.before = self.saga.before or "running", None
 
 
@@ -838,6 +894,13 @@ def outcome_of(child: Progress) -> Outcome:
     code = (child.error or {}).get("code", child.status)
     message = f"The saga of this step is {child.status}."
     return Outcome("failed" if is_clean else "unknown", code=code, message=message)
+
+
+def taken_back(child: Progress) -> Outcome:
+    """What the end of a saga is to the one that wants it taken back: who ended it where it was left that undone."""
+    if child.status == "terminated" and child.dirty:
+        return Outcome("failed", code="terminated", message="The saga of this step was terminated.")
+    return Outcome("succeeded")
 
 
 def verb(op: str, what: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.doors import Django, Door, Grpc, Lane, Refused, Served
 from tests.participant import Participant
+from tests.test_locks import until
 
 RETRY = {"backoff_strategy": "fixed", "initial_delay_seconds": 0.05, "jitter": "none"}
 
@@ -665,7 +666,7 @@ def test_a_participant_may_be_asked_what_became_of_it(
     participant.script["a"] = lambda asked: None
     participant.script["check"] = lambda asked: (200, {"outcome": said, "output": 7}, {})
     one = {**RETRY, "max_attempts": 1}
-    saga = reaches(lane, start(lane, step("a", verify="check", retry_policy=one)), ends)
+    saga = reaches(lane, start(lane, step("a", verify="check", retry_policy=one, timeout_seconds=1)), ends)
     asked = participant.asked[1]
     assert (asked.path, asked.headers["syros-op"]) == ("check", "verify")
     assert asked.headers["idempotency-key"] == f"{saga['saga_id']}.a.v"
@@ -947,6 +948,101 @@ def test_a_cancelled_saga_waits_for_its_child_to_turn_back(lane: Lane, participa
 def test_a_definition_that_is_not_there_fails_the_step(lane: Lane) -> None:
     saga_id = start(lane, {"name": "child", "kind": "saga", "definition": "nowhere"})
     assert reaches(lane, saga_id, "failed")["error"]["code"] == "definition_not_found"
+
+
+INNER = {"name": "child", "kind": "saga", "definition": "inner"}
+
+
+def ended(lane: Lane, saga_id: str) -> str:
+    """The id of the saga that a step is, once that one is over."""
+    return str(next(each for each in lane("sagas.find")["items"] if each["saga_id"] != saga_id)["saga_id"])
+
+
+@pytest.mark.parametrize(
+    ("inner", "status", "dirty"),
+    [
+        ([{**SLEEP, "seconds": 0}], "failed", False),
+        ([{"name": "i", "service": "shop", "action": "i"}], "failed", True),
+        ([step("i"), {"name": "j", "service": "shop", "action": "j"}], "compensated", True),
+    ],
+)
+def test_a_saga_that_is_taken_back_after_its_child_was_over_ends(
+    lane: Lane, participant: Participant, inner: list[Any], status: str, dirty: bool
+) -> None:
+    """Whether the child has nothing to take back, or cannot."""
+    register(lane, participant)
+    lane("definitions.put", name="inner", steps=inner)
+    participant.script["b"] = lambda asked: (409, None, {})
+    saga_id = start(lane, INNER, step("b"))
+    saga = reaches(lane, saga_id, "compensated")
+    assert saga["dirty"] is dirty
+    assert lane("sagas.get", saga_id=ended(lane, saga_id))["status"] == status
+
+
+def test_a_child_that_failed_and_left_something_is_waited_for_by_nobody(
+    lane: Lane, participant: Participant
+) -> None:
+    register(lane, participant)
+    participant.script["j"] = lambda asked: (409, None, {})
+    lane("definitions.put", name="inner", steps=[{"name": "i", "service": "shop", "action": "i"}, step("j")])
+    saga = reaches(lane, start(lane, INNER), "compensated")
+    assert (saga["steps"][0]["status"], saga["dirty"]) == ("unknown", True)
+
+
+def test_a_child_that_was_terminated_is_not_taken_back_unnoticed(
+    lane: Lane, participant: Participant
+) -> None:
+    """Nor does anything bring it back to life: a human says what becomes of what it left."""
+    register(lane, participant)
+    lane("definitions.put", name="inner", steps=[step("i"), {"name": "s", "kind": "signal"}])
+    saga_id = start(lane, step("a"), INNER)
+    until(lambda: "i" in participant.paths())
+    until(lambda: lane("sagas.get", saga_id=ended(lane, saga_id))["current_step"] == "s")
+    child = ended(lane, saga_id)
+    lane("sagas.terminate", saga_id=child, reason="enough")
+    saga = reaches(lane, saga_id, "attention")
+    assert [each["status"] for each in saga["steps"]] == ["succeeded", "unknown"]
+    assert lane("sagas.get", saga_id=child)["status"] == "terminated"
+    (told,) = [e for e in lane("sagas.history", saga_id=child)["events"] if e["type"] == "saga.terminated"]
+    assert told["data"]["steps"] == ["i"]
+    lane("steps.skip", saga_id=saga_id, step="child", reason="done by hand")
+    assert reaches(lane, saga_id, "compensated")["dirty"] is True
+    assert participant.paths() == ["a", "i", "undo_a"]
+
+
+def test_what_a_terminated_saga_consists_of_ends_with_it(lane: Lane) -> None:
+    lane("definitions.put", name="inner", steps=[step("i")])
+    saga_id = start(lane, INNER)
+    child = ended(lane, saga_id)
+    lane("sagas.terminate", saga_id=saga_id, reason="enough")
+    assert lane("sagas.get", saga_id=child)["status"] == "terminated"
+    assert lane("workers.poll", service="shop", worker_id="w")["tasks"] == []
+
+
+def test_a_step_that_is_given_up_wants_no_lock_any_more(lane: Lane, participant: Participant) -> None:
+    register(lane, participant)
+    held = lane("locks.acquire", key="k", owner="me")
+    waits = {"key": "k", "release": "step"}
+    participant.script["undo_a"] = lambda asked: None
+    saga_id = start(lane, step("a"), step("b", locks=[waits], schedule_to_start_seconds=600))
+    until(lambda: lane("locks.get", key="k")["queue_length"] == 1)
+    lane("sagas.cancel", saga_id=saga_id, reason="no more")
+    assert lane("locks.get", key="k")["queue_length"] == 0
+    lane("locks.release", key="k", lock_id=held["lock_id"])
+    assert lane("locks.get", key="k")["is_locked"] is False
+    lane("sagas.terminate", saga_id=saga_id, reason="enough")
+
+
+def test_a_step_that_is_given_up_has_its_lock_no_more(lane: Lane, participant: Participant) -> None:
+    register(lane, participant, "other")
+    participant.script["undo_a"] = lambda asked: None
+    waits = {"key": "k", "release": "step"}
+    saga_id = start(lane, step("a", service="other"), step("b", locks=[waits]))
+    until(lambda: lane("locks.get", key="k")["is_locked"])
+    lane("sagas.cancel", saga_id=saga_id, reason="no more")
+    assert lane("sagas.get", saga_id=saga_id)["status"] == "compensating"
+    assert lane("locks.get", key="k")["is_locked"] is False
+    lane("sagas.terminate", saga_id=saga_id, reason="enough")
 
 
 # -- schedules, many at once, trying out -------------------------------------------------------------

@@ -10,7 +10,17 @@ from core.models import Session
 from locks.models import Claim, Lock
 from locks.services.deadlocks import refuse_deadlock
 from locks.services.holds import Asker, first_busy, member_of
-from locks.services.queues import NOBODY, all_holds, finish, grant_now, pass_on, queue_up, when_granted
+from locks.services.queues import (
+    NOBODY,
+    all_holds,
+    finish,
+    grant_now,
+    holdings,
+    leave,
+    pass_on,
+    queue_up,
+    when_granted,
+)
 from locks.types import Item
 
 WAITING = "select 1 from locks_claim where session = $1 and id > $2 and id < $3 limit 1"
@@ -61,13 +71,23 @@ def is_waiting(tx: Transaction, lock: Lock, session: Session) -> bool:
 
 
 def give_back(tx: Transaction, session: Session, keys: Sequence[str]) -> None:
-    """Release what the session holds of these locks."""
+    """Release what the session holds of these locks, and give up what it waits for there."""
     locks = [lock for key in sorted(keys) if (lock := tx.get(Lock, key))]
     for lock in locks:
         for hold in all_holds(tx, lock):
             if hold.session == session.name:
                 finish(tx, lock, hold, "released")
-    pass_on(tx, *locks)
+    others = leave_queues(tx, session, [lock.id for lock in locks if lock.queued])
+    pass_on(tx, *locks, *(lock for lock in others if lock not in locks))
+
+
+def leave_queues(tx: Transaction, session: Session, locks: Sequence[str]) -> list[Lock]:
+    """Returns the locks that were waited for, with others as well, where several were wanted at once."""
+    mine = holdings(tx, session.name) if locks else ()
+    places = sorted({place for model, place in mine if model is Claim and place.partition("#")[0] in locks})
+    tx.load(*((Claim, place) for place in places))
+    claims = (tx.at(Claim, place) for place in places)
+    return [lock for claim in claims if claim for lock in leave(tx, claim, "given_up")]
 
 
 def granted(function: Callable[[Transaction, Claim], None]) -> None:

@@ -196,6 +196,8 @@ def store(tx: Transaction, saga: Saga, course: Course) -> None:
     begin_children(tx, saga, children)
     for child in course.recalls:
         recall(tx, child, saga.name)
+    for child in course.ended:
+        end(tx, child, saga.name)
     if saga.parent and course.saga.is_over and not was_over:
         tell_parent(tx, saga, course.saga)
 
@@ -289,6 +291,16 @@ def recall(tx: Transaction, saga_id: str, by: str) -> None:
         course = course_of(tx, saga)
         course.be_recalled(f"Saga {by} turned back.")
         course.proceed()
+        saga.finished_at = None  # how it ends is told again, also if that is at once
+        store(tx, saga, course)
+
+
+def end(tx: Transaction, saga_id: str, by: str) -> None:
+    """End the saga that a step is where it is, as the one was that it is a step of."""
+    saga = tx.get(Saga, saga_id)
+    if saga is not None and saga.finished_at is None:
+        course = course_of(tx, saga)
+        course.terminate(f"Saga {by} was terminated.")
         store(tx, saga, course)
 
 

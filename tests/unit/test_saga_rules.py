@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sagas import progress as stored
 from sagas.plans import Plan, StepPlan, compile_plan
 from sagas.progress import FINAL, Progress, StepProgress
-from sagas.rules import CONFIGURATION_ATTEMPTS, DONE, OUT, Course, Outcome, Send, wake_at
+from sagas.rules import CHECKS, CONFIGURATION_ATTEMPTS, DONE, OUT, Course, Outcome, Send, wake_at
 from sagas.types import RetryPolicy, Step
 
 START = 1_000_000.0
@@ -852,6 +852,135 @@ def test_who_waited_for_locks_in_vain_waits_again_when_it_is_retried(waiting: Pr
     assert waiting.status == "attention"
     locked(waiting, START + 100.0, lambda course: course.retry("b", "action"))
     assert (waiting.status, waiting.steps["b"].action.status) == ("running", "locking")
+
+
+# -- what operators say ------------------------------------------------------------------------------
+
+ONCE = RetryPolicy(max_attempts=1)
+TRY_AGAIN = Move("operate", 0, "", False)  # the first by name of what is stuck
+
+
+def status_of(game: Game, name: str, op: str = "action") -> str:
+    return str(game.progress.steps[name].side(op).status)
+
+
+def after_pivot(*found: Step) -> Game:
+    game = game_of(call("p", pivot=True, compensation=None), *found)
+    done(game, "p")
+    return game
+
+
+def test_what_comes_after_a_step_that_an_operator_skipped_is_done() -> None:
+    game = after_pivot(call("a"), call("b"))
+    game.hear("a", "action", Outcome("failed"))
+    game.decide(lambda course: course.settle("a", "action", "skipped"))
+    assert (status_of(game, "a"), status_of(game, "b")) == ("skipped", "calling")
+    done(game, "b")
+    assert (game.progress.status, game.progress.reason, game.progress.error) == ("succeeded", None, None)
+
+
+def test_each_stuck_compensation_is_tried_again_by_itself() -> None:
+    both = {"depends_on": [], "compensation_retry_policy": ONCE}
+    game = game_of(call("a", **both), call("b", **both), call("c"))
+    done(game, "a", "b")
+    game.hear("c", "action", Outcome("failed"))
+    for name in ("a", "b"):
+        game.hear(name, "compensate", Outcome("unknown"))
+    assert game.progress.status == "attention"
+    game.operate(TRY_AGAIN)
+    assert (game.progress.status, status_of(game, "a", "compensate")) == ("compensating", "calling")
+    game.hear("a", "compensate", Outcome("succeeded"))
+    assert (game.progress.status, game.progress.before) == ("attention", "compensating")
+
+
+def test_each_step_that_failed_after_the_pivot_is_tried_again_by_itself() -> None:
+    game = after_pivot(call("a", depends_on=["p"]), call("b", depends_on=["p"]))
+    game.hear("a", "action", Outcome("failed"))
+    assert game.progress.status == "running"  # the other one is under way
+    game.hear("b", "action", Outcome("failed"))
+    assert game.progress.status == "attention"
+    game.operate(TRY_AGAIN)
+    assert (game.progress.status, status_of(game, "a")) == ("running", "calling")
+    done(game, "a")
+    assert game.progress.status == "attention"
+
+
+def test_a_compensation_gets_the_input_that_an_operator_gave() -> None:
+    game = after_pivot(call("a", input={"n": 1}), call("b"))
+    game.hear("a", "action", Outcome("failed"))
+
+    def edit(course: Course) -> None:
+        course.saga.steps["a"].edited["action"] = {"n": 99}
+        game.referee.is_told("a", "action", "retry")
+        course.retry("a", "action")
+
+    game.decide(edit)
+    done(game, "a")
+    game.hear("b", "action", Outcome("failed"))
+    course = game.decide(lambda course: course.turn_back("no"))
+    assert [send.input["input"] for send in course.sends] == [{"n": 99}]
+
+
+def test_who_cancels_a_saga_that_has_turned_back_changes_nothing() -> None:
+    game = game_of(call("a", compensation_retry_policy=ONCE), call("b"))
+    done(game, "a")
+    game.hear("b", "action", Outcome("failed", code="declined"))
+    game.hear("a", "compensate", Outcome("unknown"))
+    game.decide(lambda course: course.cancel("enough"))
+    assert (game.progress.status, game.progress.reason) == ("attention", "step_failed")
+
+
+# -- doubt -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heard", [Outcome("unknown", code="broken"), Outcome("ongoing")])
+def test_nothing_is_taken_back_before_the_attempt_is_over_wherever_it_is(heard: Outcome) -> None:
+    game = game_of(call("a", timeout_seconds=10.0, retry_policy=ONCE))
+    game.now += 1
+    game.hear("a", "action", heard)
+    if heard.kind == "ongoing":
+        game.decide(lambda course: course.cancel("enough"))
+    assert (game.progress.status, status_of(game, "a", "compensate")) == ("compensating", "backoff")
+    assert wake_at(game.progress, game.now) == START + 10.0
+    game.now = START + 10.0
+    game.decide()
+    assert status_of(game, "a", "compensate") == "calling"
+
+
+def test_an_answer_that_says_nothing_is_the_end_of_an_attempt() -> None:
+    game = game_of(call("a", timeout_seconds=10.0, retry_policy=ONCE))
+    game.hear("a", "action", Outcome("unknown", code="http_500"))
+    assert status_of(game, "a", "compensate") == "calling"
+
+
+def asked(progress: Progress, say: Callable[[Course], Any] = nothing) -> Course:
+    plan = compile_plan([call("a", pivot=True, verify="check", retry_policy=ONCE)])
+    course = Course(plan, progress, SCOPE, START, lambda service: True)
+    say(course)
+    course.proceed()
+    return course
+
+
+def silent(attempt: int) -> Callable[[Course], Any]:
+    return lambda course: course.hear("a", "action", attempt, Outcome("unknown", code="http_500"))
+
+
+def test_who_was_paused_meanwhile_is_asked_what_became_of_it() -> None:
+    progress = Progress(steps={"a": StepProgress()})
+    asked(progress)
+    asked(progress, Course.pause)
+    asked(progress, silent(1))
+    assert [send.op for send in asked(progress, Course.resume).sends] == ["verify"]
+
+
+def test_who_is_tried_again_is_asked_as_often_again() -> None:
+    progress = Progress(steps={"a": StepProgress(checks=CHECKS - 1)})
+    asked(progress)
+    asked(progress, silent(1))
+    asked(progress, silent(2))
+    assert progress.status == "attention"
+    asked(progress, lambda course: course.retry("a", "action"))
+    assert progress.steps["a"].checks == 0
 
 
 # -- rules that are broken, to see that they are found out -------------------------------------------
