@@ -23,6 +23,10 @@ class SagaOver(Conflict):
     """The saga is over; `saga_status` says how."""
 
 
+class TooManySignals(Conflict):
+    """The saga keeps as many signals as it may, of which no step waits for one."""
+
+
 class PivotPassed(Conflict):
     """A step after which there is no way back has been carried out, or may have been."""
 

@@ -67,7 +67,9 @@ class Progress:
     dirty: bool = False
     has_session: bool = False  # that its locks are held with
     output: Any = None
-    signals: dict[str, Any] = field(default_factory=dict)
+    signals: dict[str, list[Any]] = field(
+        default_factory=dict
+    )  # payloads that nobody waited for yet, in order
     steps: dict[str, StepProgress] = field(default_factory=dict)
 
     @property

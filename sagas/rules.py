@@ -325,8 +325,8 @@ class Course:
 
     def _await_signal(self, step: StepPlan, side: Side) -> None:
         self._note_start(step, side)
-        if step.signal in self.saga.signals:
-            self._succeeded(step, side, "action", self.saga.signals.pop(step.signal))
+        if kept := self.saga.signals.get(step.signal or ""):
+            self._succeeded(step, side, "action", kept.pop(0))
             return
         side.status, side.due = "waiting", self.now + step.timeout
         self.say("step.waiting", step=step.name, for_="signal", signal=step.signal, until=side.due)
@@ -831,7 +831,11 @@ class Course:
         for step in waiting:
             self._succeeded(step, self._action(step.name), "action", payload)
         if not waiting:
-            self.saga.signals[name] = payload
+            self.saga.signals.setdefault(name, []).append(payload)
+
+    @property
+    def kept_signals(self) -> int:
+        return sum(map(len, self.saga.signals.values()))
 
     @property
     def stuck(self) -> dict[str, str]:

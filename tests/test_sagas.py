@@ -945,6 +945,18 @@ def test_a_cancelled_saga_waits_for_its_child_to_turn_back(lane: Lane, participa
     assert participant.paths() == ["a", "i", "undo_i", "undo_a"]
 
 
+def test_signals_that_come_early_are_kept_in_order(lane: Lane) -> None:
+    first, go = {"name": "a", "kind": "signal"}, {"kind": "signal", "signal": "go"}
+    saga_id = start(lane, first, {**go, "name": "b"}, {**go, "name": "c"})
+    for payload in range(1, 101):
+        lane("sagas.signal", saga_id=saga_id, signal="go", payload=payload)
+    with pytest.raises(Refused, match="too_many_signals"):
+        lane("sagas.signal", saga_id=saga_id, signal="other")
+    lane("sagas.signal", saga_id=saga_id, signal="a")
+    saga = reaches(lane, saga_id, "succeeded")
+    assert [each["output"] for each in saga["steps"]] == [None, 1, 2]
+
+
 def test_a_definition_that_is_not_there_fails_the_step(lane: Lane) -> None:
     saga_id = start(lane, {"name": "child", "kind": "saga", "definition": "nowhere"})
     assert reaches(lane, saga_id, "failed")["error"]["code"] == "definition_not_found"

@@ -151,7 +151,9 @@ def test_a_status_that_says_that_it_is_set_up_wrongly(
 def test_a_status_after_which_nobody_knows(lane: Lane, participant: GrpcParticipant, status: str) -> None:
     register(lane, participant.port)
     participant.script["b"] = refuses(StatusCode[status], "Hm.")
-    saga = reaches(lane, start(lane, step("a"), step("b", retry_policy=ONE, timeout_seconds=1)), "compensated")
+    saga = reaches(
+        lane, start(lane, step("a"), step("b", retry_policy=ONE, timeout_seconds=1)), "compensated"
+    )
     assert participant.actions() == ["a", "b", "undo_b", "undo_a"]
     assert participant.asked[2].outcome == "unknown"
     assert (saga["steps"][1]["status"], saga["error"]["message"]) == ("unknown", "Hm.")

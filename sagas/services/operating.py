@@ -14,7 +14,7 @@ from core.errors import SyrosError
 from core.operations import command, query
 from core.runtime import runtime
 from core.types import Instant, Json, Text
-from sagas.errors import NotPaused, NotStuck, PivotPassed, SagaOver, StepNotFound
+from sagas.errors import NotPaused, NotStuck, PivotPassed, SagaOver, StepNotFound, TooManySignals
 from sagas.models import Saga
 from sagas.progress import Side
 from sagas.rules import Course
@@ -22,6 +22,8 @@ from sagas.services.courses import course_of, saga_of, store
 from sagas.services.looking import Choice, matching
 from sagas.states import state_of
 from sagas.types import ChosenTags, ErrorCode, SagaId, SagaName, SagaState, Status, StepName
+
+SIGNALS = 100  # that a saga keeps for steps to come
 
 
 def touches(params: dict[str, Any]) -> list[tuple[type[Any], str]]:
@@ -109,13 +111,18 @@ def terminate(tx: Transaction, *, saga_id: SagaId, reason: Text) -> SagaState:
 def signal(
     tx: Transaction, *, saga_id: SagaId, signal: StepName, payload: Json = None, reason: Text | None = None
 ) -> SagaState:
-    """Give a signal to the steps that wait for it; with none, it is kept for the first that will. The payload is
-    that step's output. The history says the `reason`.
+    """Give a signal to the steps that wait for it; with none, it is kept for the first that will, behind those that
+    came before it. The payload is that step's output. The history says the `reason`. A saga keeps up to 100.
 
-    Errors: `saga_not_found` (404), `saga_over` (409).
+    Errors: `saga_not_found` (404), `saga_over`, `too_many_signals` (409).
     """
-    given = decode(payload or "null")
-    return told(tx, saga_id, None, lambda course: course.signal(signal, given, reason))
+
+    def say(course: Course) -> None:
+        course.signal(signal, decode(payload or "null"), reason)
+        if course.kept_signals > SIGNALS:
+            raise TooManySignals(f"The saga keeps {SIGNALS} signals already.", saga_id=saga_id)
+
+    return told(tx, saga_id, None, say)
 
 
 @command("POST sagas/{saga_id}/retry", returns=SagaState, touches=touches)
