@@ -669,7 +669,7 @@ class Course:
         if side.status in OUT:
             self._look_at_end(step, progress)
         if side.status in ("pending", "ready", "backoff", "locking"):
-            if side.status == "locking":
+            if side.until is not None:
                 self.released += self._lock_keys(step)
             side.status = "unknown" if progress.maybe else "failed" if side.attempts else "skipped"
             side.due, side.finished = None, self.now
