@@ -16,9 +16,9 @@ from sagas.progress import Progress, Side, StepProgress
 
 DONE = ("succeeded", "skipped")  # sides after which what depends on them goes on
 OUT = ("calling", "queued", "waiting")  # sides of which something may still be heard
-GOING = ("ready", "backoff", "locking", *OUT)
+GOING = ("ready", "locking", *OUT)  # an attempt, which ends soon; retries may take days
 OVER = ("succeeded", "skipped", "failed", "unknown")
-UNHEARD = ("broken", "lost")  # why nothing was heard of an attempt that may go on all the same
+BROKEN = "broken"  # the connection: the attempt may go on all the same
 GRACE = 5.0  # seconds after which a call of which nothing is heard is given up; its caller's own limit comes first
 CONFIGURATION_ATTEMPTS = 5
 CONFIGURATION_DELAY = 2.0
@@ -163,7 +163,7 @@ class Course:
 
     def _turn_when_it_is_known(self, broken: str) -> None:
         """Whether there is a way back: while a pivot is under way nothing but that goes on. Where there is none,
-        a human is asked once what else is under way is over too."""
+        a human is asked once what else is being tried is over too."""
         if under_way := self._pivots_under_way() or self._asked_after_pivot():
             for step in under_way:
                 self._advance(step)
@@ -516,7 +516,7 @@ class Course:
 
     def _heard(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> None:
         if op == "action" and outcome.kind in ("ongoing", "unknown"):
-            self._doubt(self.saga.steps[step.name], outcome.kind == "ongoing" or outcome.code in UNHEARD)
+            self._doubt(self.saga.steps[step.name], outcome.kind == "ongoing" or outcome.code == BROKEN)
         if outcome.kind == "succeeded":
             self._succeeded(step, side, op, outcome.output)
         elif outcome.kind == "accepted":
@@ -864,9 +864,7 @@ class Course:
         progress, side = self.saga.steps[name], self._side(name, op)
         progress.is_verifying, progress.checks = False, 0
         if self.plan.steps[name].kind == "saga" and side.status == "unknown":
-            self.saga.dirty = (
-                True  # another saga is begun, and what the first one left undone nobody takes back
-            )
+            self.saga.dirty = True  # it begins another saga, and what the first left nobody takes back
         side.until = None
         side.status, side.failures, side.failed_since, side.due, side.finished = "ready", 0, None, None, None
         self.say(verb(op, "retried"), step=name)

@@ -291,8 +291,10 @@ def recall(tx: Transaction, saga_id: str, by: str) -> None:
         course = course_of(tx, saga)
         course.be_recalled(f"Saga {by} turned back.")
         course.proceed()
-        saga.finished_at = None  # how it ends is told again, also if that is at once
+        was_over = saga.finished_at is not None
         store(tx, saga, course)
+        if was_over and course.saga.is_over:  # again, or as ever: whoever asks waits to hear of it
+            tell_parent(tx, saga, course.saga)
 
 
 def end(tx: Transaction, saga_id: str, by: str) -> None:

@@ -905,6 +905,13 @@ def test_each_step_that_failed_after_the_pivot_is_tried_again_by_itself() -> Non
     assert game.progress.status == "attention"
 
 
+def test_a_human_is_asked_at_once_though_another_step_is_tried_again_and_again() -> None:
+    game = after_pivot(call("a", depends_on=["p"]), call("b", depends_on=["p"]))
+    game.hear("b", "action", Outcome("refused"))
+    game.hear("a", "action", Outcome("failed"))
+    assert (game.progress.status, status_of(game, "b")) == ("attention", "backoff")
+
+
 def test_a_compensation_gets_the_input_that_an_operator_gave() -> None:
     game = after_pivot(call("a", input={"n": 1}), call("b"))
     game.hear("a", "action", Outcome("failed"))
