@@ -7,6 +7,7 @@ from typing import Any
 from core.encoding import decode, encode
 
 FINAL = ("succeeded", "compensated", "failed", "terminated")
+LIVE = ("scheduled", "running", "paused", "compensating", "attention")
 RESTING = (*FINAL, "attention")  # nothing goes on, unless a human says so
 
 

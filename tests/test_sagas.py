@@ -1139,6 +1139,22 @@ def test_many_sagas_are_told_the_same(call: Door) -> None:
     assert {call("sagas.get", saga_id=saga_id)["status"] for saga_id in ids} == {"terminated"}
 
 
+def test_what_is_over_stands_in_the_way_of_nothing(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sagas.services.operating.MANY", 2)
+    old = start(lane, {**SLEEP, "seconds": 60})
+    for _ in range(3):
+        reaches(lane, start(lane, SLEEP), "succeeded")
+    done = lane("sagas.batch", verb="cancel", name="order", reason="over", dry_run=False)
+    assert (done["matched"], done["done"], done["more"]) == (1, 1, False)
+    assert lane("sagas.get", saga_id=old)["reason"] == "cancelled"
+
+
+def test_a_time_of_six_fields_is_none(lane: Lane) -> None:
+    with pytest.raises(Refused, match="invalid") as refused:
+        lane("schedules.put", name="s", definition="d", cron="* * * * * *")
+    assert [each["pointer"] for each in refused.value.problem["errors"]] == ["/cron"]
+
+
 def test_a_definition_is_tried_out(call: Door) -> None:
     steps = [step("a"), {**SLEEP, "name": "s", "seconds": 3600}, step("b", input="${steps.a.output.id}")]
     good = call("definitions.simulate", steps=steps, answers={"a": {"output": {"id": 7}}})

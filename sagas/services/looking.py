@@ -26,7 +26,7 @@ from sagas import timeline as told
 from sagas.errors import SagaNotFound
 from sagas.facts import FACTS, FETCHED, TOLD, Fact
 from sagas.plans import Plan
-from sagas.progress import RESTING
+from sagas.progress import LIVE, RESTING
 from sagas.services.courses import known_plan, plan_at, session_id
 from sagas.states import at, steps_of
 from sagas.types import (
@@ -132,7 +132,7 @@ async def stored_plans(addresses: Collection[str]) -> dict[str, Plan]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which sagas are wanted. `tag`, each as `key:value`; `until` is exclusive."""
+    """Which sagas are wanted. `tag`, each as `key:value`; `until` is exclusive; `is_live`, only what is not over."""
 
     status: str | None = None
     name: str | None = None
@@ -140,6 +140,7 @@ class Choice:
     until: datetime | None = None
     tag: Sequence[str] = ()
     error_code: str | None = None
+    is_live: bool = False
 
     def conditions(self) -> tuple[str, list[Any]]:
         """Only those that are asked for: so that each finds its index."""
@@ -150,6 +151,7 @@ class Choice:
             ("created_at < %s", self.until),
             *(("tags @> %s::jsonb", as_object(each)) for each in self.tag),
             ("failed_code = %s", self.error_code),
+            ("status = any(%s)", list(LIVE) if self.is_live else None),
         ]
         return (
             "".join(f" and {condition}" for condition, value in found if value is not None),

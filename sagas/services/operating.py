@@ -185,8 +185,9 @@ async def batch(
     then and before `until`, with every `tag` (`key:value`), that failed with `error_code`. With `dry_run`, which is the
     default, it is only told how many there are.
     """
-    found = await matching(call, Choice(status, name, since, until, tag, error_code), MANY + 1)
-    ids = [item.saga_id for item in found[:MANY] if item.finished_at is None]
+    choice = Choice(status, name, since, until, tag, error_code, is_live=True)
+    found = await matching(call, choice, MANY + 1)
+    ids = [item.saga_id for item in found[:MANY]]
     outcomes = [] if dry_run else await gather(*(said_to(call, verb, saga_id, reason) for saga_id in ids))
     failed = [each for each in outcomes if each is not None]
     return BatchResult(len(ids), 0 if dry_run else len(ids) - len(failed), failed, len(found) > MANY)

@@ -30,6 +30,7 @@ from sagas.types import SagaName
 from sagas.worker import worker
 
 MOST = 100  # missed times that are made up for at once
+FIELDS = 5  # of cron
 LATE = 60.0  # seconds after which a time counts as missed
 BACK = [timedelta(hours=1), timedelta(days=1), timedelta(days=40), timedelta(days=36500)]
 
@@ -40,6 +41,8 @@ class ScheduleNotFound(NotFound):
 
 def check_cron(text: str) -> str:
     try:
+        if len(text.split()) != FIELDS:
+            raise CronSimError(f"not {len(text.split())}")  # with one more it would be seconds
         next(CronSim(text, datetime(2026, 1, 1, tzinfo=UTC)))
     except (CronSimError, StopIteration) as error:
         raise PydanticCustomError(
