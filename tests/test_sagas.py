@@ -1155,6 +1155,24 @@ def test_a_time_of_six_fields_is_none(lane: Lane) -> None:
     assert [each["pointer"] for each in refused.value.problem["errors"]] == ["/cron"]
 
 
+def test_whatever_is_tried_out_has_an_end(lane: Lane) -> None:
+    def ends(*steps: dict[str, Any], **answers: Any) -> tuple[str, Any]:
+        found = lane("definitions.simulate", steps=list(steps), answers=answers, output="${steps.s.output}")
+        return found["status"], found["output"]
+
+    failed, child = {"outcome": "failed"}, {"name": "s", "kind": "saga", "definition": "d"}
+    assert ends({"name": "s", "kind": "signal"}, s={"output": {"by": "anna"}}) == (
+        "succeeded",
+        {"by": "anna"},
+    )
+    assert ends(step("s", verify="check"), s={"outcome": "unknown"}) == ("compensated", None)
+    assert ends(child, step("b"), b=failed) == ("compensated", None)
+    assert ends(child, s=failed) == ("failed", None)
+    with pytest.raises(Refused, match="invalid") as refused:
+        ends({**SLEEP, "name": "s"}, s=failed, other=failed)
+    assert [each["pointer"] for each in refused.value.problem["errors"]] == ["/answers/s", "/answers/other"]
+
+
 def test_a_definition_is_tried_out(call: Door) -> None:
     steps = [step("a"), {**SLEEP, "name": "s", "seconds": 3600}, step("b", input="${steps.a.output.id}")]
     good = call("definitions.simulate", steps=steps, answers={"a": {"output": {"id": 7}}})

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from core.callers import Call
 from core.encoding import decode
+from core.errors import Invalid
 from core.operations import query
 from core.types import Json
 from sagas.plans import Plan, compile_plan
@@ -62,16 +63,34 @@ async def simulate(
     answers: Answers = {},  # noqa: B006
     compensations: Answers = {},  # noqa: B006
 ) -> Simulation:
-    """What would become of a saga with these steps. `answers` says what each step's participant answers, and
-    `compensations` the same for what takes it back; whoever is not mentioned succeeds. Signals come at once, steps that
-    are sagas succeed, locks are free.
+    """What would become of a saga with these steps. `answers` says what each step's participant answers, or gives a
+    signal's payload as `output`, and `compensations` the same for what takes a step back; whoever is not mentioned
+    succeeds. Signals come at once, steps that are sagas succeed unless they are said not to, locks are free, and nobody
+    knows what became of an action whose participant is asked to `verify` it.
 
     Errors: `invalid` (422) names every fault.
     """
     plan = compile_plan(steps, output, compensation_order)
+    check_answers(plan, {"answers": answers, "compensations": compensations})
     progress = Progress(deadline=deadline_seconds, steps={name: StepProgress() for name in plan.steps})
     given = decode(input or "null")
     return Playing(plan, progress, given, {"action": answers, "compensate": compensations}).to_the_end()
+
+
+def check_answers(plan: Plan, said: dict[str, dict[str, Supplied]]) -> None:
+    """Raises: Invalid, of what is said of steps that are not there, or that nobody answers for."""
+    bad = []
+    for field, answers in said.items():
+        answered = ("call", "saga") if field == "compensations" else ("call", "saga", "signal")
+        for name in answers:
+            if name not in plan.steps:
+                bad.append((field, name, "unknown_step", "There is no such step."))
+            elif plan.steps[name].kind not in answered:
+                bad.append((field, name, "no_answer", f"Nobody answers for a {plan.steps[name].kind} here."))
+    if bad:
+        raise Invalid(
+            [{"pointer": f"/{field}/{name}", "code": code, "detail": why} for field, name, code, why in bad]
+        )
 
 
 class Playing:
@@ -98,11 +117,11 @@ class Playing:
         """One decision, and what it leads to; whether there is more."""
         course = self._course()
         course.proceed()
-        self._hear(course)
+        has_heard = self._hear(course)
         self._note(course)
         if self._progress.is_over or self._progress.status == "attention":
             return False
-        if not (course.sends or course.begins or self._signals()):
+        if not (has_heard or self._signals()):
             due = wake_at(self._progress, self._now)
             self._now = max(self._now, due) if due is not None else self._now
             return due is not None
@@ -114,18 +133,23 @@ class Playing:
             obtain=lambda step, wanted, seconds: {each.key: LOCK for each in wanted},
         )  # fmt: skip
 
-    def _hear(self, course: Course) -> None:
-        for send in list(course.sends):
-            course.hear(
-                send.step.name, send.op, send.attempt, self._outcome(send.step.name, send.op, send.attempt)
-            )
-        for begin in course.begins:
-            course.hear(begin.step.name, "action", begin.attempt, Outcome("succeeded", begin.input))
+    def _hear(self, course: Course) -> bool:
+        """Whether anything was asked, and so was answered."""
+        asked = [(send.step.name, send.op, send.attempt, None) for send in course.sends]
+        asked += [(begin.step.name, "action", begin.attempt, begin.input) for begin in course.begins]
+        asked += [(name, "compensate", step.undo.attempts, None) for name, step in self._progress.steps.items()
+                  if step.undo.status == "waiting"]  # fmt: skip
+        for step, op, attempt, unsaid in asked:
+            course.hear(step, op, attempt, self._outcome(step, op, attempt, unsaid))
+        return bool(asked)
 
-    def _outcome(self, step: str, op: str, attempt: int) -> Outcome:
-        said = self._answers[op].get(step, Supplied())
-        if said.times is not None and attempt > said.times:
-            return Outcome("succeeded")
+    def _outcome(self, step: str, op: str, attempt: int, unsaid: Any) -> Outcome:
+        """Parameter: `unsaid`, the output of what succeeds where nothing is said."""
+        if op == "verify":
+            return Outcome("unknown")
+        said = self._answers[op].get(step)
+        if said is None or (said.times is not None and attempt > said.times):
+            return Outcome("succeeded", unsaid)
         return Outcome(said.outcome, decode(said.output or "null"), said.code)
 
     def _signals(self) -> bool:
@@ -134,7 +158,8 @@ class Playing:
                    if step.kind == "signal" and self._progress.steps[step.name].action.status == "waiting"]  # fmt: skip
         for step in waiting:
             course = self._course()
-            course.signal(step.signal, None)
+            said = self._answers["action"].get(step.name)
+            course.signal(step.signal, decode(said.output or "null") if said else None)
             self._note(course)
         return bool(waiting)
 
