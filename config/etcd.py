@@ -23,7 +23,7 @@ class EtcdAway(Exception):
 
 
 class Compacted(Exception):
-    """What was asked for is gone from etcd's history."""
+    """What was asked for is not in etcd's history: gone from it, or of another history than this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ class Etcd:
         return revision, found
 
     async def changes(self, prefix: bytes, revision: int) -> AsyncGenerator[list[KeyValue]]:
-        """What changes from a revision on, as it comes: the changes of one revision are never apart.
+        """What changes from a revision on, as it comes: the changes of one revision are never apart. First of all an
+        empty list: etcd listens from there on.
 
         Raises: EtcdAway, also when nothing came for long; Compacted.
         """
@@ -77,12 +78,10 @@ class Etcd:
             "start_revision": revision,
         }  # fmt: skip
         async with self._ask("/v3/watch", {"create_request": create}) as messages:
+            check_history(going_on(await within(anext(messages), ANSWER_SECONDS)), revision)
+            yield []
             while True:
-                message = (await within(anext(messages), SILENCE_SECONDS)).get("result") or {}
-                if int(message.get("compact_revision") or 0):
-                    raise Compacted
-                if message.get("canceled"):
-                    raise EtcdAway(message.get("cancel_reason") or "the watch was cancelled")
+                message = going_on(await within(anext(messages), SILENCE_SECONDS))
                 if events := message.get("events"):
                     yield [key_value(each["kv"], each.get("type") == "DELETE") for each in events]
 
@@ -112,6 +111,29 @@ class Etcd:
         async with self._ask("/v3/auth/authenticate", asked) as found:
             token: str = (await within(anext(found), ANSWER_SECONDS))["token"]
         return token
+
+
+def going_on(message: Any) -> dict[str, Any]:
+    """What a watch says, as long as it goes on.
+
+    Raises: EtcdAway, Compacted.
+    """
+    found: dict[str, Any] = message.get("result") or {}
+    if int(found.get("compact_revision") or 0):
+        raise Compacted
+    if found.get("canceled"):
+        raise EtcdAway(found.get("cancel_reason") or "the watch was cancelled")
+    return found
+
+
+def check_history(created: dict[str, Any], start: int) -> None:
+    """An etcd that was made anew, or out of a backup, may not have come as far as where a watch goes on. It would wait
+    without a word until it has, and leave out what changes until then.
+
+    Raises: Compacted.
+    """
+    if int(created["header"]["revision"]) < start - 1:
+        raise Compacted
 
 
 async def within(what: Any, seconds: float) -> Any:

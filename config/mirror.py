@@ -54,6 +54,7 @@ class Mirror:
                     for part in by_revision(self._told(found)):
                         await self._tell(part, part[-1][2])
         except Compacted:
+            await self._tell([], 0)  # who goes on after an outage in between takes everything too
             await self._take_everything()
 
     async def _take_everything(self) -> None:

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -158,6 +159,21 @@ def test_etcd_goes_away_and_comes_back(house: House) -> None:
         house.etcd._start()
         house.put("a", "2")
         until(lambda: house.values() == {"etcd/a": 2}, 20)
+
+
+def test_an_etcd_that_was_set_back_is_read_anew(house: House, tmp_path: Path) -> None:
+    for n in range(5):
+        house.put("a", str(n))
+    house.put("gone", "1")
+    with house.followed():
+        until(lambda: house.values() == {"etcd/a": 4, "etcd/gone": 1})
+    with Etcd(tmp_path) as anew:
+        house.etcd = anew
+        house.put("a", "7")
+        with house.followed():
+            until(lambda: house.values() == {"etcd/a": 7})
+            house.put("b", "8")
+            until(lambda: house.values() == {"etcd/a": 7, "etcd/b": 8})
 
 
 def test_a_thousand_keys_come_page_by_page(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
