@@ -47,6 +47,16 @@ class Etcd:
         self._port = parts.port or 2379
         self._user, self._password = unquote(parts.username or ""), unquote(parts.password or "")
 
+    async def cluster(self) -> str:
+        """Which etcd this is: another one counts revisions of its own.
+
+        Raises: EtcdAway.
+        """
+        async with self._ask(
+            "/v3/kv/range", {"key": b64encode(b"\0").decode(), "count_only": True}
+        ) as messages:
+            return str((await within(anext(messages), ANSWER_SECONDS))["header"]["cluster_id"])
+
     async def everything(self, prefix: bytes) -> tuple[int, list[KeyValue]]:
         """All keys that begin so, as they were at one revision, and that revision.
 

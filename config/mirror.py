@@ -7,6 +7,7 @@ nothing and repeats nothing.
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import aclosing
+from hashlib import sha256
 from typing import Any
 
 from django.conf import settings
@@ -17,7 +18,7 @@ from config.etcd import Compacted, Etcd, EtcdAway, KeyValue
 from config.services.mirroring import Told
 from core.callers import SYSTEM, Call, namespaces
 from core.database import rows
-from core.encoding import decode
+from core.encoding import decode, encode
 from core.operations import registry
 from core.runtime import every, runtime
 from core.types import check_name, to_json_text
@@ -33,7 +34,7 @@ class Mirror:
     """Follows one prefix of one etcd."""
 
     def __init__(self, url: str, prefix: str, into: str, namespace: str) -> None:
-        self._etcd = Etcd(url)
+        self._etcd, self._url = Etcd(url), url
         self._prefix, self._into, self._namespace = prefix.encode(), into, namespace
         self._call: Call | None = None
         self.revision = 0
@@ -44,7 +45,11 @@ class Mirror:
         Raises: EtcdAway, MirrorMoved, Unavailable, OutcomeUnknown.
         """
         self._call = Call(SYSTEM, await namespaces.get(self._namespace))
-        self.revision = (await self._carry_out("config.take_over", source=SOURCE))["revision"]
+        await self._carry_out("config.take_over", source=SOURCE)  # only who may follow asks etcd
+        followed = fingerprint(self._url, self._prefix, self._into, await self._etcd.cluster())
+        self.revision = (await self._carry_out("config.take_over", source=SOURCE, followed=followed))[
+            "revision"
+        ]
         if not self.revision:
             await self._take_everything()
         try:
@@ -88,6 +93,12 @@ class Mirror:
             except (PydanticCustomError, UnicodeDecodeError) as error:
                 logger.warning("etcd's %r is left out: %s", each.key, error)
         return told
+
+
+def fingerprint(url: str, prefix: bytes, into: str, cluster: str) -> str:
+    """What tells apart what is followed: the address without the password, which may change."""
+    said = [url.rpartition("@")[2].rpartition("://")[2], prefix.hex(), into, cluster]
+    return sha256(encode(said)).hexdigest()
 
 
 def by_revision(told: Sequence[Told]) -> Iterator[list[Told]]:

@@ -76,4 +76,7 @@ class Mirror(Aggregate):
     """Another store that keys follow, `namespace/source`: how far, and which process does it."""
 
     revision = models.BigIntegerField()
+    followed = models.TextField(
+        default="", db_default=""
+    )  # what the revision is of: another store of that name begins anew
     owner = models.TextField(null=True)

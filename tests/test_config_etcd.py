@@ -44,7 +44,7 @@ class House:
     """A prefix of etcd of this test's own, and who follows it."""
 
     def __init__(self, etcd: Etcd, lane: Lane) -> None:
-        self.etcd, self.lane, self.prefix = etcd, lane, f"/{lane.namespace}/"
+        self.etcd, self.lane, self.prefix, self.into = etcd, lane, f"/{lane.namespace}/", "etcd/"
 
     def put(self, key: str, value: str | bytes) -> None:
         ask(self.etcd, "kv/put", key=encoded(self.prefix + key), value=encoded(value))
@@ -63,7 +63,7 @@ class House:
         async def follow() -> None:
             while True:
                 try:
-                    await Mirror(self.etcd.url, self.prefix, "etcd/", self.lane.namespace).follow()
+                    await Mirror(self.etcd.url, self.prefix, self.into, self.lane.namespace).follow()
                 except Exception as error:
                     if isinstance(error, MirrorMoved):
                         raise
@@ -161,19 +161,45 @@ def test_etcd_goes_away_and_comes_back(house: House) -> None:
         until(lambda: house.values() == {"etcd/a": 2}, 20)
 
 
-def test_an_etcd_that_was_set_back_is_read_anew(house: House, tmp_path: Path) -> None:
+def test_another_etcd_is_read_anew_wherever_its_revisions_are(house: House, tmp_path: Path) -> None:
+    first = house.etcd
     for n in range(5):
         house.put("a", str(n))
     house.put("gone", "1")
     with house.followed():
         until(lambda: house.values() == {"etcd/a": 4, "etcd/gone": 1})
-    with Etcd(tmp_path) as anew:
-        house.etcd = anew
+    with Etcd(tmp_path) as house.etcd:
         house.put("a", "7")
+        house.put("b", "7")
         with house.followed():
-            until(lambda: house.values() == {"etcd/a": 7})
-            house.put("b", "8")
-            until(lambda: house.values() == {"etcd/a": 7, "etcd/b": 8})
+            until(lambda: house.values() == {"etcd/a": 7, "etcd/b": 7})
+        house.etcd._stop()  # and comes back without its data: the same cluster by its id
+        shutil.rmtree(tmp_path / "etcd")
+        house.etcd._start()
+        with house.followed():
+            until(lambda: house.values() == {})
+            house.put("c", "8")
+            until(lambda: house.values() == {"etcd/c": 8})
+    house.etcd = first  # which is further
+    with house.followed():
+        until(lambda: house.values() == {"etcd/a": 4, "etcd/gone": 1})
+
+
+def test_another_prefix_and_another_place_for_it_begin_anew(house: House) -> None:
+    first, second = house.prefix, f"/{house.lane.namespace}-other/"
+    house.put("a", "1")
+    house.put("b", "1")
+    house.prefix = second
+    house.put("a", "2")
+    house.prefix = first
+    with house.followed():
+        until(lambda: house.values() == {"etcd/a": 1, "etcd/b": 1})
+    house.prefix = second
+    with house.followed():
+        until(lambda: house.values() == {"etcd/a": 2})
+    house.into = "from/"
+    with house.followed():
+        until(lambda: house.values() == {"from/a": 2})
 
 
 def test_a_thousand_keys_come_page_by_page(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
