@@ -460,6 +460,29 @@ def test_a_secret_becomes_public_only_by_saying_so(call: Door) -> None:
     assert [item["secret"] for item in call("config.history", key="a")["items"]] == [False, True]
 
 
+def test_a_secret_that_is_deleted_and_set_again_is_one_still(call: Door) -> None:
+    hidden = f"{HIDDEN}-{call.namespace}"
+    call("config.put", key="a", value="x", secret=True)
+    call("config.put", key="b", value="x")
+    for key in ("a", "b", "a"):
+        call("config.delete", key=key)
+        call("config.put", key=key, value=hidden if key == "a" else "y")
+    assert [call("config.get", key=key)["secret"] for key in ("a", "b")] == [True, False]
+    assert call("config.reveal", key="a")["value"] == hidden
+    assert hidden not in stored()
+    call("config.delete", key="a")
+    call("config.put", key="a", value="z", secret=False)
+    assert call("config.get", key="a").value["value"] == "z"
+
+
+def test_a_key_that_was_to_become_secret_is_one_when_it_is_set_again(call: Door) -> None:
+    call("config.put", key="a", value="x")
+    call("config.put", key="a", value=HIDDEN, secret=True, rollout={"percentage": 10.0})
+    call("config.delete", key="a")
+    call("config.put", key="a", value=HIDDEN)
+    assert call("config.get", key="a")["secret"] is True
+
+
 def test_a_secret_is_rolled_back_without_being_shown(call: Door) -> None:
     for n in (1, 2):
         call("config.put", key="a", value=f"{HIDDEN}{n}", secret=True)
