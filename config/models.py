@@ -18,7 +18,7 @@ class Entry(Aggregate):
     value = JSONTextField(null=True)
     sealed = models.BigIntegerField(
         null=True
-    )  # of a secret: the revision under which its value is sealed; 0: it is deleted
+    )  # of a secret: the revision its value is sealed under; deleted, 0
     # While a rollout is under way: what some instances get instead.
     percentage = models.FloatField(null=True)
     salt = models.TextField(null=True)

@@ -389,6 +389,29 @@ def test_a_rollback_fits_the_schema_too_and_tells_nothing_of_the_value(call: Doo
     assert call("config.get", key="a")["revision"] == 2
 
 
+def test_a_schema_that_the_value_of_a_rollout_violates_is_refused_too(call: Door) -> None:
+    call("config.put", key="app/a", value=1)
+    call("config.put", key="app/a", value="next", rollout={"percentage": 10.0})
+    refused = refusal(call, "config.put_schema", prefix="app", json_schema={"type": "integer"})
+    assert (refused.code, refused.problem["keys"]) == ("values_do_not_fit", ["app/a"])
+    forced = call("config.put_schema", prefix="app", json_schema={"type": "integer"}, force=True)
+    assert forced["violations"] == ["app/a"]
+
+
+@pytest.mark.parametrize("secret", [False, True])
+def test_a_rollout_fits_the_schema_too_before_more_instances_get_it(call: Door, secret: bool) -> None:
+    call("config.put", key="a", value=1, secret=secret)
+    call("config.put", key="a", value={"password": "hunter2"}, rollout={"percentage": 10.0})
+    call("config.put_schema", prefix="a", json_schema={"type": "integer"}, force=True)
+    for operation, params in (("config.widen", {"percentage": 20.0}), ("config.finish", {})):
+        refused = refusal(call, operation, key="a", **params)
+        assert (refused.code, refused.problem["errors"][0]["pointer"]) == ("value_does_not_fit", "/key")
+        assert "hunter2" not in str(refused.problem)
+    assert call("config.get", key="a")["rollout"]["percentage"] == 10
+    call("config.put_schema", prefix="a", json_schema={"type": ["integer", "object"]})
+    assert call("config.finish", key="a")["revision"] == 3
+
+
 def test_schemas_have_revisions_and_history(call: Door) -> None:
     call("config.put_schema", prefix="app", json_schema={}, expected_revision=0, reason="first")
     call("config.put_schema", prefix="app", json_schema=PORT, expected_revision=1)
