@@ -16,9 +16,8 @@ class Entry(Aggregate):
     version = models.BigIntegerField(default=0)
     is_set = models.BooleanField(default=False)
     value = JSONTextField(null=True)
-    sealed = models.BigIntegerField(
-        null=True
-    )  # of a secret: the revision its value is sealed under; deleted, 0
+    # Of a secret: the revision under which its value is sealed; 0: it is deleted.
+    sealed = models.BigIntegerField(null=True)
     # While a rollout is under way: what some instances get instead.
     percentage = models.FloatField(null=True)
     salt = models.TextField(null=True)

@@ -95,9 +95,11 @@ def test_keys_are_found_by_prefix_a_page_at_a_time(call: Door) -> None:
     assert ([item["key"] for item in rest["items"]], rest["next_cursor"]) == (["apple"], None)
 
 
-def test_a_page_of_large_values_ends_early(lane: Door) -> None:
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_a_page_of_large_values_ends_early(lane: Door, is_compressed: bool) -> None:
     for n in range(8):
-        lane("config.put", key=f"k{n}", value=random_text(900_000))
+        value = "x" * 900_000 if is_compressed else random_text(900_000)
+        lane("config.put", key=f"k{n}", value=value)
     page = lane("config.find")
     assert 3 < len(page["items"]) < 8
     rest = lane("config.find", cursor=page["next_cursor"])
@@ -410,6 +412,18 @@ def test_a_rollout_fits_the_schema_too_before_more_instances_get_it(call: Door, 
     assert call("config.get", key="a")["rollout"]["percentage"] == 10
     call("config.put_schema", prefix="a", json_schema={"type": ["integer", "object"]})
     assert call("config.finish", key="a")["revision"] == 3
+
+
+@pytest.mark.parametrize("rollout", [None, {"percentage": 10}])
+def test_a_schema_of_more_than_is_looked_at_is_refused_unless_forced(lane: Lane, rollout: Any) -> None:
+    for n in range(19):
+        lane("config.put", key=f"app/{n}", value=n)
+        lane("config.put", key=f"app/{n}", value="x" * 900_000, **({"rollout": rollout} if rollout else {}))
+    refused = refusal(lane, "config.put_schema", prefix="app", json_schema={})
+    assert (refused.status, refused.code) == (409, "too_many_values")
+    assert lane("config.put_schema", prefix="app", json_schema={}, force=True)["violations"] == []
+    lane("config.delete", key="app/0")
+    lane("config.put_schema", prefix="app", json_schema={})
 
 
 def test_schemas_have_revisions_and_history(call: Door) -> None:

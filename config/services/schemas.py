@@ -11,7 +11,7 @@ from config import fitting, rules
 from config.errors import SchemaNotFound, TooManyValues, ValuesDoNotFit
 from config.models import Entry, Schema
 from config.services.changing import note
-from config.services.looking import revisions
+from config.services.looking import OCTETS, revisions
 from config.types import (
     Revision,
     RevisionCursor,
@@ -36,11 +36,15 @@ SCHEMA_BYTES = 64 << 10
 # Values that one schema is held against: in the engine's thread, so others wait for it.
 LOOKED_AT, LOOKED_AT_BYTES = 10_000, 16 << 20
 NAMED = 100  # keys that a refusal names
+STORED = "coalesce(pg_column_size(value), 0) + coalesce(pg_column_size(next_value), 0)"
 # Those of secrets are null: whether they fit, schema after schema, would tell what they are.
+# What is too much already as it is stored, compressed, is not unpacked in order to measure it.
 VALUES = f"""select substr(near.id, length($3) + 1), value::text, next_value::text from (
-    select id, value, next_value, sum(coalesce(pg_column_size(value), 0)) over (order by id) as size
-    from config_entry where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set
-    order by id limit $2::int) near where size < {LOOKED_AT_BYTES}"""
+    select *, sum({OCTETS}) over (order by id) as size from (
+        select id, value, next_value, sum({STORED}) over (order by id) as stored
+        from config_entry where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set
+        order by id limit $2::int) known where stored < {LOOKED_AT_BYTES}
+) near where size < {LOOKED_AT_BYTES}"""
 COUNT = (
     """select count(*) from config_entry where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set"""
 )
