@@ -22,6 +22,10 @@ class EtcdAway(Exception):
     """etcd does not answer, or not as it should."""
 
 
+class Silent(EtcdAway):
+    """etcd said nothing for long: no fault of a watch."""
+
+
 class Compacted(Exception):
     """What was asked for is not in etcd's history: gone from it, or of another history than this one."""
 
@@ -79,9 +83,9 @@ class Etcd:
 
     async def changes(self, prefix: bytes, revision: int) -> AsyncGenerator[list[KeyValue]]:
         """What changes from a revision on, as it comes: the changes of one revision are never apart. First of all an
-        empty list: etcd listens from there on.
+        empty list: etcd listens from there on. It ends when nothing came for long.
 
-        Raises: EtcdAway, also when nothing came for long; Compacted.
+        Raises: EtcdAway, Compacted.
         """
         create = {
             "key": b64encode(prefix or b"\0").decode(), "range_end": b64encode(end_of(prefix)).decode(),
@@ -90,9 +94,8 @@ class Etcd:
         async with self._ask("/v3/watch", {"create_request": create}) as messages:
             check_history(going_on(await within(anext(messages), ANSWER_SECONDS)), revision)
             yield []
-            while True:
-                message = going_on(await within(anext(messages), SILENCE_SECONDS))
-                if events := message.get("events"):
+            while message := await heard(messages):
+                if events := going_on(message).get("events"):
                     yield [key_value(each["kv"], each.get("type") == "DELETE") for each in events]
 
     @asynccontextmanager
@@ -123,6 +126,17 @@ class Etcd:
         return token
 
 
+async def heard(messages: AsyncIterator[Any]) -> Any:
+    """The next message; None when none came for long.
+
+    Raises: EtcdAway, Compacted.
+    """
+    try:
+        return await within(anext(messages), SILENCE_SECONDS)
+    except Silent:
+        return None
+
+
 def going_on(message: Any) -> dict[str, Any]:
     """What a watch says, as long as it goes on.
 
@@ -147,11 +161,13 @@ def check_history(created: dict[str, Any], start: int) -> None:
 
 
 async def within(what: Any, seconds: float) -> Any:
-    """Raises: EtcdAway, when it takes longer or there is no more."""
+    """Raises: Silent, when it takes longer; EtcdAway, when there is no more."""
     try:
         async with asyncio.timeout(seconds):
             return await what
-    except (TimeoutError, StopAsyncIteration) as error:
+    except TimeoutError as error:
+        raise Silent("it does not answer") from error
+    except StopAsyncIteration as error:
         raise EtcdAway("it does not answer") from error
 
 

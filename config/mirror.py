@@ -26,6 +26,7 @@ from core.types import check_name, to_json_text
 logger = logging.getLogger("syros.etcd")
 
 SOURCE = "etcd"
+_troubles: set[str] = set()  # told of already, since etcd was heard the last time
 AT_ONCE = 200  # keys a transaction
 FOLLOWED = "select id from config_entry where id > %s || '/' and id < %s || '0' and is_set and source = %s"
 
@@ -40,7 +41,7 @@ class Mirror:
         self.revision = 0
 
     async def follow(self) -> None:
-        """Follow it until it is away, or another process does.
+        """Follow it until it is away, is silent for long, or another process does.
 
         Raises: EtcdAway, MirrorMoved, Unavailable, OutcomeUnknown.
         """
@@ -56,6 +57,7 @@ class Mirror:
             changes = self._etcd.changes(self._prefix, self.revision + 1)
             async with aclosing(changes):
                 async for found in changes:
+                    _troubles.clear()
                     for part in by_revision(self._told(found)):
                         await self._tell(part, part[-1][2])
         except Compacted:
@@ -136,9 +138,6 @@ def mirrors() -> Sequence[Mirror]:
     )  # fmt: skip
 
 
-_troubles: set[str] = set()  # told of already
-
-
 @every(1)
 async def follow_etcd() -> None:
     """In the processes that work. The one that follows stays in here; another one looks whether it still lives."""
@@ -153,5 +152,3 @@ async def follow_etcd() -> None:
             if str(error) not in _troubles:
                 logger.warning("etcd is away: %s", error)
             _troubles.add(str(error))
-        else:
-            _troubles.clear()

@@ -261,6 +261,29 @@ def test_a_serving_process_follows_by_its_settings(house: House, settings: Any, 
     task.cancel()
 
 
+def test_a_silent_etcd_is_not_away_and_each_outage_is_told_of_once(
+    house: House,
+    settings: Any,
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def follow(url: str) -> list[str]:
+        caplog.clear()
+        settings.CONFIG_ETCD_URL = url
+        asyncio.run_coroutine_threadsafe(follow_etcd(), served.loop).result(20)
+        return [record.message for record in caplog.records if record.name == "syros.etcd"]
+
+    monkeypatch.setattr("config.etcd.SILENCE_SECONDS", 0.2)
+    settings.CONFIG_ETCD_PREFIX, settings.CONFIG_ETCD_NAMESPACE = house.prefix, house.lane.namespace
+    for _ in range(2):
+        assert [len(follow("http://127.0.0.1:1")) for _ in range(2)] == [1, 0]
+        assert follow(house.etcd.url) == follow(house.etcd.url) == []
+    house.put("a", "1")
+    assert follow(house.etcd.url) == []
+    assert house.values() == {"etcd/a": 1}
+
+
 def test_an_etcd_that_is_not_there_hurts_nobody(lane: Lane, settings: Any, served: Served) -> None:
     settings.CONFIG_ETCD_NAMESPACE, settings.CONFIG_ETCD_URL = lane.namespace, "http://127.0.0.1:1"
     asyncio.run_coroutine_threadsafe(follow_etcd(), served.loop).result(20)
