@@ -47,11 +47,7 @@ def read(text: str, form: str) -> dict[str, Any]:
         values: dict[str, Any] = decode(encode(found))
     except RecursionError as error:
         raise BadFile("It is nested too deep, or a value holds itself.") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-    ) as error:  # also of a date that is none, or a number without end
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise BadFile(str(error)) from error
     return values
 

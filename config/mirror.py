@@ -89,12 +89,22 @@ class Mirror:
         told: list[Told] = []
         for each in found:
             try:
-                rest = each.key.removeprefix(self._prefix).decode().lstrip("/")
+                name = check_name(f"{self._into}{below(self._prefix, each.key)}")
                 value = None if each.value is None else json_of(each.value)
-                told.append((check_name(f"{self._into}{rest}"), value, each.revision))
+                told.append((name, value, each.revision))
             except (PydanticCustomError, UnicodeDecodeError) as error:
                 logger.warning("etcd's %r is left out: %s", each.key, error)
         return told
+
+
+def below(prefix: bytes, key: bytes) -> str:
+    """What a key is called under a prefix: the slash between them is neither's, and no other one is lost, so that no two
+    keys under a prefix with its slash are called the same.
+
+    Raises: UnicodeDecodeError.
+    """
+    rest = key.removeprefix(prefix).decode()
+    return rest if prefix.endswith(b"/") else rest.removeprefix("/")
 
 
 def fingerprint(url: str, prefix: bytes, into: str, cluster: str) -> str:

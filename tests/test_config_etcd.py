@@ -15,7 +15,7 @@ import pytest
 
 from bench.servers import Etcd
 from config.errors import MirrorMoved
-from config.mirror import Mirror, follow_etcd
+from config.mirror import Mirror, below, follow_etcd
 from config.models import Mirror as Row
 from tests.doors import Lane, Refused, Served
 from tests.test_config import refusal
@@ -200,6 +200,17 @@ def test_another_prefix_and_another_place_for_it_begin_anew(house: House) -> Non
     house.into = "from/"
     with house.followed():
         until(lambda: house.values() == {"from/a": 2})
+
+
+def test_a_key_that_differs_by_a_slash_is_not_taken_for_another(house: House) -> None:
+    house.put("x", "1")
+    house.put("/x", "2")  # which no key here can be called
+    with house.followed():
+        until(lambda: house.values() == {"etcd/x": 1})
+        house.delete("/x")
+        house.put("last", "1")
+        until(lambda: house.values() == {"etcd/x": 1, "etcd/last": 1})
+    assert [below(b"p", key) for key in (b"p/x", b"p//x", b"px")] == ["x", "/x", "x"]
 
 
 def test_a_thousand_keys_come_page_by_page(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
