@@ -45,7 +45,7 @@ class StateFilter(Choice):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         chosen: dict[str | None, dict[str, Any]] = {
-            "set": {"is_set": True}, "secret": {"sealed__isnull": False}, "rollout": {"percentage__isnull": False},
+            "set": {"is_set": True}, "secret": {"sealed__gt": 0}, "rollout": {"percentage__isnull": False},
             "deleted": {"is_set": False},
         }  # fmt: skip
         return queryset.filter(**chosen.get(self.value(), {}))

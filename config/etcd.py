@@ -22,8 +22,12 @@ class EtcdAway(Exception):
     """etcd does not answer, or not as it should."""
 
 
+class Silent(EtcdAway):
+    """etcd said nothing for long: no fault of a watch."""
+
+
 class Compacted(Exception):
-    """What was asked for is gone from etcd's history."""
+    """What was asked for is not in etcd's history: gone from it, or of another history than this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,16 @@ class Etcd:
         self._port = parts.port or 2379
         self._user, self._password = unquote(parts.username or ""), unquote(parts.password or "")
 
+    async def cluster(self) -> str:
+        """Which etcd this is: another one counts revisions of its own.
+
+        Raises: EtcdAway.
+        """
+        async with self._ask(
+            "/v3/kv/range", {"key": b64encode(b"\0").decode(), "count_only": True}
+        ) as messages:
+            return str((await within(anext(messages), ANSWER_SECONDS))["header"]["cluster_id"])
+
     async def everything(self, prefix: bytes) -> tuple[int, list[KeyValue]]:
         """All keys that begin so, as they were at one revision, and that revision.
 
@@ -68,22 +82,20 @@ class Etcd:
         return revision, found
 
     async def changes(self, prefix: bytes, revision: int) -> AsyncGenerator[list[KeyValue]]:
-        """What changes from a revision on, as it comes: the changes of one revision are never apart.
+        """What changes from a revision on, as it comes: the changes of one revision are never apart. First of all an
+        empty list: etcd listens from there on. It ends when nothing came for long.
 
-        Raises: EtcdAway, also when nothing came for long; Compacted.
+        Raises: EtcdAway, Compacted.
         """
         create = {
             "key": b64encode(prefix or b"\0").decode(), "range_end": b64encode(end_of(prefix)).decode(),
             "start_revision": revision,
         }  # fmt: skip
         async with self._ask("/v3/watch", {"create_request": create}) as messages:
-            while True:
-                message = (await within(anext(messages), SILENCE_SECONDS)).get("result") or {}
-                if int(message.get("compact_revision") or 0):
-                    raise Compacted
-                if message.get("canceled"):
-                    raise EtcdAway(message.get("cancel_reason") or "the watch was cancelled")
-                if events := message.get("events"):
+            check_history(going_on(await within(anext(messages), ANSWER_SECONDS)), revision)
+            yield []
+            while message := await heard(messages):
+                if events := going_on(message).get("events"):
                     yield [key_value(each["kv"], each.get("type") == "DELETE") for each in events]
 
     @asynccontextmanager
@@ -114,12 +126,48 @@ class Etcd:
         return token
 
 
+async def heard(messages: AsyncIterator[Any]) -> Any:
+    """The next message; None when none came for long.
+
+    Raises: EtcdAway, Compacted.
+    """
+    try:
+        return await within(anext(messages), SILENCE_SECONDS)
+    except Silent:
+        return None
+
+
+def going_on(message: Any) -> dict[str, Any]:
+    """What a watch says, as long as it goes on.
+
+    Raises: EtcdAway, Compacted.
+    """
+    found: dict[str, Any] = message.get("result") or {}
+    if int(found.get("compact_revision") or 0):
+        raise Compacted
+    if found.get("canceled"):
+        raise EtcdAway(found.get("cancel_reason") or "the watch was cancelled")
+    return found
+
+
+def check_history(created: dict[str, Any], start: int) -> None:
+    """An etcd that was made anew, or out of a backup, may not have come as far as where a watch goes on. It would wait
+    without a word until it has, and leave out what changes until then.
+
+    Raises: Compacted.
+    """
+    if int(created["header"]["revision"]) < start - 1:
+        raise Compacted
+
+
 async def within(what: Any, seconds: float) -> Any:
-    """Raises: EtcdAway, when it takes longer or there is no more."""
+    """Raises: Silent, when it takes longer; EtcdAway, when there is no more."""
     try:
         async with asyncio.timeout(seconds):
             return await what
-    except (TimeoutError, StopAsyncIteration) as error:
+    except TimeoutError as error:
+        raise Silent("it does not answer") from error
+    except StopAsyncIteration as error:
         raise EtcdAway("it does not answer") from error
 
 

@@ -41,25 +41,36 @@ def read(text: str, form: str) -> dict[str, Any]:
         found = READ[form](text)
         if not isinstance(found, dict):
             raise BadFile("The file is no mapping of keys to values.")
-        check(found)
+        for key, value in found.items():
+            check_key(key)
+            check(value, key)
         values: dict[str, Any] = decode(encode(found))
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, TypeError) as error:
+    except RecursionError as error:
+        raise BadFile("It is nested too deep, or a value holds itself.") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise BadFile(str(error)) from error
     return values
 
 
-def check(value: Any) -> None:
-    """Raises: BadFile, of what JSON has no form for."""
+def check(value: Any, name: str) -> None:
+    """Raises: BadFile, naming the key, of what JSON has no form for."""
     if isinstance(value, dict):
         for key, each in value.items():
-            if not isinstance(key, str):
-                raise BadFile(f"A key is a text; put quotes around {key}.")
-            check(each)
+            check_key(key)
+            check(each, name)
     elif isinstance(value, list):
         for each in value:
-            check(each)
+            check(each, name)
     elif isinstance(value, float) and not isfinite(value):
-        raise BadFile(f"JSON has no {value}.")
+        raise BadFile(f"{name}: JSON has no {value}.")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise BadFile(f"{name}: a number has more than 64 bits; put quotes around it.")
+
+
+def check_key(key: Any) -> None:
+    """Raises: BadFile."""
+    if not isinstance(key, str):
+        raise BadFile(f"A key is a text; put quotes around {key}.")
 
 
 def write(values: Mapping[str, Any], form: str) -> str:
@@ -83,10 +94,14 @@ def read_env(text: str) -> dict[str, Any]:
 def value_of(text: str) -> Any:
     """JSON where it is some, else the text itself, less the quotes of a shell."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=refuse)
     except ValueError:
         is_quoted = len(text) > 1 and text[0] == text[-1] == "'"
         return text[1:-1] if is_quoted else text
+
+
+def refuse(constant: str) -> Any:
+    raise ValueError(f"JSON has no {constant}")  # which Python reads all the same
 
 
 def write_env(values: Mapping[str, Any]) -> str:
@@ -94,6 +109,10 @@ def write_env(values: Mapping[str, Any]) -> str:
     for key, value in values.items():
         name = _ODD.sub("_", key)
         name = f"_{name}" if name[:1].isdigit() else name
+        if not name:
+            raise BadFile(
+                "The key that is the prefix itself has no name left: use YAML or TOML, or a shorter --prefix."
+            )
         if name in lines:
             raise BadFile(f"Two keys would be called {name}: export them apart, by --prefix.")
         is_plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_./:@+-]+", value)

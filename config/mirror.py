@@ -7,6 +7,7 @@ nothing and repeats nothing.
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import aclosing
+from hashlib import sha256
 from typing import Any
 
 from django.conf import settings
@@ -17,7 +18,7 @@ from config.etcd import Compacted, Etcd, EtcdAway, KeyValue
 from config.services.mirroring import Told
 from core.callers import SYSTEM, Call, namespaces
 from core.database import rows
-from core.encoding import decode
+from core.encoding import decode, encode
 from core.operations import registry
 from core.runtime import every, runtime
 from core.types import check_name, to_json_text
@@ -25,6 +26,7 @@ from core.types import check_name, to_json_text
 logger = logging.getLogger("syros.etcd")
 
 SOURCE = "etcd"
+_troubles: set[str] = set()  # told of already, since etcd was heard the last time
 AT_ONCE = 200  # keys a transaction
 FOLLOWED = "select id from config_entry where id > %s || '/' and id < %s || '0' and is_set and source = %s"
 
@@ -33,27 +35,33 @@ class Mirror:
     """Follows one prefix of one etcd."""
 
     def __init__(self, url: str, prefix: str, into: str, namespace: str) -> None:
-        self._etcd = Etcd(url)
+        self._etcd, self._url = Etcd(url), url
         self._prefix, self._into, self._namespace = prefix.encode(), into, namespace
         self._call: Call | None = None
         self.revision = 0
 
     async def follow(self) -> None:
-        """Follow it until it is away, or another process does.
+        """Follow it until it is away, is silent for long, or another process does.
 
         Raises: EtcdAway, MirrorMoved, Unavailable, OutcomeUnknown.
         """
         self._call = Call(SYSTEM, await namespaces.get(self._namespace))
-        self.revision = (await self._carry_out("config.take_over", source=SOURCE))["revision"]
+        await self._carry_out("config.take_over", source=SOURCE)  # only who may follow asks etcd
+        followed = fingerprint(self._url, self._prefix, self._into, await self._etcd.cluster())
+        self.revision = (await self._carry_out("config.take_over", source=SOURCE, followed=followed))[
+            "revision"
+        ]
         if not self.revision:
             await self._take_everything()
         try:
             changes = self._etcd.changes(self._prefix, self.revision + 1)
             async with aclosing(changes):
                 async for found in changes:
+                    _troubles.clear()
                     for part in by_revision(self._told(found)):
                         await self._tell(part, part[-1][2])
         except Compacted:
+            await self._tell([], 0)  # who goes on after an outage in between takes everything too
             await self._take_everything()
 
     async def _take_everything(self) -> None:
@@ -81,12 +89,28 @@ class Mirror:
         told: list[Told] = []
         for each in found:
             try:
-                rest = each.key.removeprefix(self._prefix).decode().lstrip("/")
+                name = check_name(f"{self._into}{below(self._prefix, each.key)}")
                 value = None if each.value is None else json_of(each.value)
-                told.append((check_name(f"{self._into}{rest}"), value, each.revision))
+                told.append((name, value, each.revision))
             except (PydanticCustomError, UnicodeDecodeError) as error:
                 logger.warning("etcd's %r is left out: %s", each.key, error)
         return told
+
+
+def below(prefix: bytes, key: bytes) -> str:
+    """What a key is called under a prefix: the slash between them is neither's, and no other one is lost, so that no two
+    keys under a prefix with its slash are called the same.
+
+    Raises: UnicodeDecodeError.
+    """
+    rest = key.removeprefix(prefix).decode()
+    return rest if prefix.endswith(b"/") else rest.removeprefix("/")
+
+
+def fingerprint(url: str, prefix: bytes, into: str, cluster: str) -> str:
+    """What tells apart what is followed: the address without the password, which may change."""
+    said = [url.rpartition("@")[2].rpartition("://")[2], prefix.hex(), into, cluster]
+    return sha256(encode(said)).hexdigest()
 
 
 def by_revision(told: Sequence[Told]) -> Iterator[list[Told]]:
@@ -124,9 +148,6 @@ def mirrors() -> Sequence[Mirror]:
     )  # fmt: skip
 
 
-_troubles: set[str] = set()  # told of already
-
-
 @every(1)
 async def follow_etcd() -> None:
     """In the processes that work. The one that follows stays in here; another one looks whether it still lives."""
@@ -141,5 +162,3 @@ async def follow_etcd() -> None:
             if str(error) not in _troubles:
                 logger.warning("etcd is away: %s", error)
             _troubles.add(str(error))
-        else:
-            _troubles.clear()

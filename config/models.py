@@ -16,7 +16,8 @@ class Entry(Aggregate):
     version = models.BigIntegerField(default=0)
     is_set = models.BooleanField(default=False)
     value = JSONTextField(null=True)
-    sealed = models.BigIntegerField(null=True)  # of a secret: the revision under which its value is sealed
+    # Of a secret: the revision under which its value is sealed; 0: it is deleted.
+    sealed = models.BigIntegerField(null=True)
     # While a rollout is under way: what some instances get instead.
     percentage = models.FloatField(null=True)
     salt = models.TextField(null=True)
@@ -76,4 +77,6 @@ class Mirror(Aggregate):
     """Another store that keys follow, `namespace/source`: how far, and which process does it."""
 
     revision = models.BigIntegerField()
+    # What the revision is of: another store that has this name now begins anew.
+    followed = models.TextField(default="", db_default="")
     owner = models.TextField(null=True)

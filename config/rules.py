@@ -112,13 +112,18 @@ def settle(entry: Entry, value: str | None, sealed: int | None) -> None:
     entry.percentage = entry.salt = entry.next_value = entry.next_sealed = None
 
 
+GONE = 0  # no revision: of a secret that is not set
+
+
 def unset(entry: Entry) -> None:
-    settle(entry, None, None)
+    """What was secret stays so: who sets it again need not say so, nor have known that it was."""
+    settle(entry, None, GONE if is_secret(entry) else None)
     entry.is_set, entry.source = False, None
 
 
 def is_secret(entry: Entry | None) -> bool:
-    return entry is not None and entry.is_set and entry.sealed is not None
+    """Does a key hold a secret, give one to some instances, or did when it was deleted?"""
+    return entry is not None and (entry.sealed is not None or entry.next_sealed is not None)
 
 
 def kept(key: str, revision: int, sealed: Sealed | None) -> Sealed:

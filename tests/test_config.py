@@ -95,9 +95,11 @@ def test_keys_are_found_by_prefix_a_page_at_a_time(call: Door) -> None:
     assert ([item["key"] for item in rest["items"]], rest["next_cursor"]) == (["apple"], None)
 
 
-def test_a_page_of_large_values_ends_early(lane: Door) -> None:
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_a_page_of_large_values_ends_early(lane: Door, is_compressed: bool) -> None:
     for n in range(8):
-        lane("config.put", key=f"k{n}", value=random_text(900_000))
+        value = "x" * 900_000 if is_compressed else random_text(900_000)
+        lane("config.put", key=f"k{n}", value=value)
     page = lane("config.find")
     assert 3 < len(page["items"]) < 8
     rest = lane("config.find", cursor=page["next_cursor"])
@@ -389,6 +391,41 @@ def test_a_rollback_fits_the_schema_too_and_tells_nothing_of_the_value(call: Doo
     assert call("config.get", key="a")["revision"] == 2
 
 
+def test_a_schema_that_the_value_of_a_rollout_violates_is_refused_too(call: Door) -> None:
+    call("config.put", key="app/a", value=1)
+    call("config.put", key="app/a", value="next", rollout={"percentage": 10.0})
+    refused = refusal(call, "config.put_schema", prefix="app", json_schema={"type": "integer"})
+    assert (refused.code, refused.problem["keys"]) == ("values_do_not_fit", ["app/a"])
+    forced = call("config.put_schema", prefix="app", json_schema={"type": "integer"}, force=True)
+    assert forced["violations"] == ["app/a"]
+
+
+@pytest.mark.parametrize("secret", [False, True])
+def test_a_rollout_fits_the_schema_too_before_more_instances_get_it(call: Door, secret: bool) -> None:
+    call("config.put", key="a", value=1, secret=secret)
+    call("config.put", key="a", value={"password": "hunter2"}, rollout={"percentage": 10.0})
+    call("config.put_schema", prefix="a", json_schema={"type": "integer"}, force=True)
+    for operation, params in (("config.widen", {"percentage": 20.0}), ("config.finish", {})):
+        refused = refusal(call, operation, key="a", **params)
+        assert (refused.code, refused.problem["errors"][0]["pointer"]) == ("value_does_not_fit", "/key")
+        assert "hunter2" not in str(refused.problem)
+    assert call("config.get", key="a")["rollout"]["percentage"] == 10
+    call("config.put_schema", prefix="a", json_schema={"type": ["integer", "object"]})
+    assert call("config.finish", key="a")["revision"] == 3
+
+
+@pytest.mark.parametrize("rollout", [None, {"percentage": 10}])
+def test_a_schema_of_more_than_is_looked_at_is_refused_unless_forced(lane: Lane, rollout: Any) -> None:
+    for n in range(19):
+        lane("config.put", key=f"app/{n}", value=n)
+        lane("config.put", key=f"app/{n}", value="x" * 900_000, **({"rollout": rollout} if rollout else {}))
+    refused = refusal(lane, "config.put_schema", prefix="app", json_schema={})
+    assert (refused.status, refused.code) == (409, "too_many_values")
+    assert lane("config.put_schema", prefix="app", json_schema={}, force=True)["violations"] == []
+    lane("config.delete", key="app/0")
+    lane("config.put_schema", prefix="app", json_schema={})
+
+
 def test_schemas_have_revisions_and_history(call: Door) -> None:
     call("config.put_schema", prefix="app", json_schema={}, expected_revision=0, reason="first")
     call("config.put_schema", prefix="app", json_schema=PORT, expected_revision=1)
@@ -458,6 +495,29 @@ def test_a_secret_becomes_public_only_by_saying_so(call: Door) -> None:
     call("config.put", key="a", value="y", secret=False)
     assert call("config.get", key="a").value["value"] == "y"
     assert [item["secret"] for item in call("config.history", key="a")["items"]] == [False, True]
+
+
+def test_a_secret_that_is_deleted_and_set_again_is_one_still(call: Door) -> None:
+    hidden = f"{HIDDEN}-{call.namespace}"
+    call("config.put", key="a", value="x", secret=True)
+    call("config.put", key="b", value="x")
+    for key in ("a", "b", "a"):
+        call("config.delete", key=key)
+        call("config.put", key=key, value=hidden if key == "a" else "y")
+    assert [call("config.get", key=key)["secret"] for key in ("a", "b")] == [True, False]
+    assert call("config.reveal", key="a")["value"] == hidden
+    assert hidden not in stored()
+    call("config.delete", key="a")
+    call("config.put", key="a", value="z", secret=False)
+    assert call("config.get", key="a").value["value"] == "z"
+
+
+def test_a_key_that_was_to_become_secret_is_one_when_it_is_set_again(call: Door) -> None:
+    call("config.put", key="a", value="x")
+    call("config.put", key="a", value=HIDDEN, secret=True, rollout={"percentage": 10.0})
+    call("config.delete", key="a")
+    call("config.put", key="a", value=HIDDEN)
+    assert call("config.get", key="a")["secret"] is True
 
 
 def test_a_secret_is_rolled_back_without_being_shown(call: Door) -> None:

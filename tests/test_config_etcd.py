@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ import pytest
 
 from bench.servers import Etcd
 from config.errors import MirrorMoved
-from config.mirror import Mirror, follow_etcd
+from config.mirror import Mirror, below, follow_etcd
 from config.models import Mirror as Row
 from tests.doors import Lane, Refused, Served
 from tests.test_config import refusal
@@ -43,7 +44,7 @@ class House:
     """A prefix of etcd of this test's own, and who follows it."""
 
     def __init__(self, etcd: Etcd, lane: Lane) -> None:
-        self.etcd, self.lane, self.prefix = etcd, lane, f"/{lane.namespace}/"
+        self.etcd, self.lane, self.prefix, self.into = etcd, lane, f"/{lane.namespace}/", "etcd/"
 
     def put(self, key: str, value: str | bytes) -> None:
         ask(self.etcd, "kv/put", key=encoded(self.prefix + key), value=encoded(value))
@@ -62,7 +63,7 @@ class House:
         async def follow() -> None:
             while True:
                 try:
-                    await Mirror(self.etcd.url, self.prefix, "etcd/", self.lane.namespace).follow()
+                    await Mirror(self.etcd.url, self.prefix, self.into, self.lane.namespace).follow()
                 except Exception as error:
                     if isinstance(error, MirrorMoved):
                         raise
@@ -160,6 +161,58 @@ def test_etcd_goes_away_and_comes_back(house: House) -> None:
         until(lambda: house.values() == {"etcd/a": 2}, 20)
 
 
+def test_another_etcd_is_read_anew_wherever_its_revisions_are(house: House, tmp_path: Path) -> None:
+    first = house.etcd
+    for n in range(5):
+        house.put("a", str(n))
+    house.put("gone", "1")
+    with house.followed():
+        until(lambda: house.values() == {"etcd/a": 4, "etcd/gone": 1})
+    with Etcd(tmp_path) as house.etcd:
+        house.put("a", "7")
+        house.put("b", "7")
+        with house.followed():
+            until(lambda: house.values() == {"etcd/a": 7, "etcd/b": 7})
+        house.etcd._stop()  # and comes back without its data: the same cluster by its id
+        shutil.rmtree(tmp_path / "etcd")
+        house.etcd._start()
+        with house.followed():
+            until(lambda: house.values() == {})
+            house.put("c", "8")
+            until(lambda: house.values() == {"etcd/c": 8})
+    house.etcd = first  # which is further
+    with house.followed():
+        until(lambda: house.values() == {"etcd/a": 4, "etcd/gone": 1})
+
+
+def test_another_prefix_and_another_place_for_it_begin_anew(house: House) -> None:
+    first, second = house.prefix, f"/{house.lane.namespace}-other/"
+    house.put("a", "1")
+    house.put("b", "1")
+    house.prefix = second
+    house.put("a", "2")
+    house.prefix = first
+    with house.followed():
+        until(lambda: house.values() == {"etcd/a": 1, "etcd/b": 1})
+    house.prefix = second
+    with house.followed():
+        until(lambda: house.values() == {"etcd/a": 2})
+    house.into = "from/"
+    with house.followed():
+        until(lambda: house.values() == {"from/a": 2})
+
+
+def test_a_key_that_differs_by_a_slash_is_not_taken_for_another(house: House) -> None:
+    house.put("x", "1")
+    house.put("/x", "2")  # which no key here can be called
+    with house.followed():
+        until(lambda: house.values() == {"etcd/x": 1})
+        house.delete("/x")
+        house.put("last", "1")
+        until(lambda: house.values() == {"etcd/x": 1, "etcd/last": 1})
+    assert [below(b"p", key) for key in (b"p/x", b"p//x", b"px")] == ["x", "/x", "x"]
+
+
 def test_a_thousand_keys_come_page_by_page(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("config.etcd.PAGE", 7)
     monkeypatch.setattr("config.mirror.AT_ONCE", 10)
@@ -217,6 +270,29 @@ def test_a_serving_process_follows_by_its_settings(house: House, settings: Any, 
     until(lambda: house.values() == {"from/a": 1})
     settings.CONFIG_ETCD_URL = ""
     task.cancel()
+
+
+def test_a_silent_etcd_is_not_away_and_each_outage_is_told_of_once(
+    house: House,
+    settings: Any,
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def follow(url: str) -> list[str]:
+        caplog.clear()
+        settings.CONFIG_ETCD_URL = url
+        asyncio.run_coroutine_threadsafe(follow_etcd(), served.loop).result(20)
+        return [record.message for record in caplog.records if record.name == "syros.etcd"]
+
+    monkeypatch.setattr("config.etcd.SILENCE_SECONDS", 0.2)
+    settings.CONFIG_ETCD_PREFIX, settings.CONFIG_ETCD_NAMESPACE = house.prefix, house.lane.namespace
+    for _ in range(2):
+        assert [len(follow("http://127.0.0.1:1")) for _ in range(2)] == [1, 0]
+        assert follow(house.etcd.url) == follow(house.etcd.url) == []
+    house.put("a", "1")
+    assert follow(house.etcd.url) == []
+    assert house.values() == {"etcd/a": 1}
 
 
 def test_an_etcd_that_is_not_there_hurts_nobody(lane: Lane, settings: Any, served: Served) -> None:

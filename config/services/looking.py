@@ -40,10 +40,12 @@ COLUMNS = (
 )  # fmt: skip
 STATE = ", ".join(f"{name}::text" if name.endswith("value") else name for name in COLUMNS)
 ONE = Together(f"select {STATE}, is_set from config_entry where id = any(%s)")
+# As they are answered: what is stored may be compressed to a hundredth.
+OCTETS = "coalesce(octet_length(value::text), 0) + coalesce(octet_length(next_value::text), 0)"
 # The limit stands innermost: a window is looked through before it is cut.
 PAGE = f"""select {STATE}, there from (
     select *, count(*) over () as there, sum(size) over (order by id) - size as before from (
-        select *, coalesce(pg_column_size(value), 0) + coalesce(pg_column_size(next_value), 0) as size from config_entry
+        select *, {OCTETS} as size from config_entry
         where id >= %s and id < %s and id > %s and is_set order by id limit %s) near
 ) page where before < {PAGE_BYTES} order by id"""
 

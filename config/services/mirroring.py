@@ -18,8 +18,9 @@ IS_ALIVE = "select 1 from core_process where id = $1 and expires_at > statement_
 
 
 @command(name="config.take_over")
-def take_over(tx: Transaction, *, source: Text) -> dict[str, Any]:
-    """Follow a store in this process, if no other that lives does: how far it was followed.
+def take_over(tx: Transaction, *, source: Text, followed: Text | None = None) -> dict[str, Any]:
+    """Follow a store in this process, if no other that lives does: how far it was followed. `followed` tells it from
+    others that had its name before, of which nothing counts.
 
     Errors: `mirror_moved` (409): another one does.
     """
@@ -27,6 +28,8 @@ def take_over(tx: Transaction, *, source: Text) -> dict[str, Any]:
     if mirror.owner not in {None, tx.process_id} and tx.look(IS_ALIVE, mirror.owner or ""):
         raise MirrorMoved(source=source)
     mirror.owner = tx.process_id
+    if followed is not None and followed != mirror.followed:
+        mirror.followed, mirror.revision = followed, 0
     return {"revision": mirror.revision}
 
 

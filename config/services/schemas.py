@@ -11,7 +11,7 @@ from config import fitting, rules
 from config.errors import SchemaNotFound, TooManyValues, ValuesDoNotFit
 from config.models import Entry, Schema
 from config.services.changing import note
-from config.services.looking import revisions
+from config.services.looking import OCTETS, revisions
 from config.types import (
     Revision,
     RevisionCursor,
@@ -36,11 +36,15 @@ SCHEMA_BYTES = 64 << 10
 # Values that one schema is held against: in the engine's thread, so others wait for it.
 LOOKED_AT, LOOKED_AT_BYTES = 10_000, 16 << 20
 NAMED = 100  # keys that a refusal names
+STORED = "coalesce(pg_column_size(value), 0) + coalesce(pg_column_size(next_value), 0)"
 # Those of secrets are null: whether they fit, schema after schema, would tell what they are.
-VALUES = f"""select substr(near.id, length($3) + 1), value::text from (
-    select id, value, sum(coalesce(pg_column_size(value), 0)) over (order by id) as size
-    from config_entry where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set
-    order by id limit $2::int) near where size < {LOOKED_AT_BYTES}"""
+# What is too much already as it is stored, compressed, is not unpacked in order to measure it.
+VALUES = f"""select substr(near.id, length($3) + 1), value::text, next_value::text from (
+    select *, sum({OCTETS}) over (order by id) as size from (
+        select id, value, next_value, sum({STORED}) over (order by id) as stored
+        from config_entry where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set
+        order by id limit $2::int) known where stored < {LOOKED_AT_BYTES}
+) near where size < {LOOKED_AT_BYTES}"""
 COUNT = (
     """select count(*) from config_entry where (id = $1 or id > $1 || '/' and id < $1 || '0') and is_set"""
 )
@@ -80,9 +84,9 @@ def put_schema(
     """Say what the values of a key, and of all keys under it, must look like: a JSON Schema (draft 2020-12, unless it
     says another), up to 64 KiB, that refers to nothing outside of it. The schema of the longest prefix is a key's.
 
-    It is refused if values that are set now do not fit, unless `force`; then the answer names them. Secrets are held
-    against it when they are set again. A change that is
-    under way in that very moment may still be held against the schema before.
+    It is refused if values that are set now do not fit, or those of rollouts, unless `force`; then the answer names
+    them. Secrets are held against it when they are set again. A change that is under way in that very moment may still
+    be held against the schema before.
 
     Errors: `values_do_not_fit` (409, with `keys`), `too_many_values` (409), `wrong_expected_revision` (409),
     `invalid` (422, naming what is wrong with the schema).
@@ -133,21 +137,22 @@ def changed(
 
 
 def misfits_of(tx: Transaction, prefix: str, json_schema: str, force: bool) -> Iterator[str]:
-    """The keys that are set to what does not fit, as far as no longer prefix has a schema of its own.
+    """The keys that are set to what does not fit, or some instances get it, as far as no longer prefix has a schema of
+    its own.
 
     Raises: TooManyValues.
     """
     address, start = tx.address(prefix), tx.address("")
     longer = {name for (name,) in tx.look(LONGER, address, start)}
-    found = dict(tx.look(VALUES, address, str(LOOKED_AT), start))
+    found = {key: values for key, *values in tx.look(VALUES, address, str(LOOKED_AT), start)}
     if not force and tx.look(COUNT, address)[0][0] > len(found):
         raise TooManyValues(prefix=prefix)
     for entry in tx.loaded(Entry):  # what this very batch has made of them
         if entry.namespace == tx.call.namespace.name and prefix in rules.prefixes(entry.name):
-            found[entry.name] = entry.value
-    for key, value in sorted(found.items()):
+            found[entry.name] = [entry.value, entry.next_value]
+    for key, values in sorted(found.items()):
         is_its_own = rules.schema_of(key, {prefix, *longer}) == prefix
-        if value is not None and is_its_own and not fitting.fits(json_schema, value):
+        if is_its_own and not all(fitting.fits(json_schema, value) for value in values if value is not None):
             yield key
 
 

@@ -126,9 +126,10 @@ def test_lines_say_again_what_they_were_told(values: dict[str, Any]) -> None:
 
 
 def test_lines_of_others_are_read() -> None:
-    lines = "# why\n\nexport URL=db://x?a=b\nPORT=8080\nNAME='a b'\nLIST=[1, \"x\"]\nEMPTY=\n"
+    lines = "# why\n\nexport URL=db://x?a=b\nPORT=8080\nNAME='a b'\nLIST=[1, \"x\"]\nEMPTY=\nMODE=NaN\nLIMIT=-Infinity\n"
     assert files.read(lines, "env") == {
-        "URL": "db://x?a=b", "PORT": 8080, "NAME": "a b", "LIST": [1, "x"], "EMPTY": "",
+        "URL": "db://x?a=b", "PORT": 8080, "NAME": "a b", "LIST": [1, "x"], "EMPTY": "", "MODE": "NaN",
+        "LIMIT": "-Infinity",
     }  # fmt: skip
 
 
@@ -144,7 +145,12 @@ def test_what_is_no_such_file_is_refused(content: str, form: str) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("a: 1\nb: .nan\n", "JSON has no nan."),
+        ("a: 1\nb: .nan\n", "b: JSON has no nan."),
+        ("a: &x [*x]\n", "a value holds itself"),
+        (f"a: {'[' * 2000}", "nested too deep"),
+        ("a: 1\nb: {c: 18446744073709551616}\n", "b: a number has more than 64 bits"),
+        (f"a: 1{'0' * 5000}\n", "Exceeds the limit"),
+        ("a: 2026-13-01\n", "month must be in 1..12"),
         ("a: 1\na: 2\n", "a is there twice."),
         ("a: {1: x}\n", "A key is a text; put quotes around 1."),
     ],
@@ -159,6 +165,8 @@ def test_what_a_format_cannot_say_is_refused() -> None:
         files.write({"a/b": {"x": [None]}}, "toml")
     with pytest.raises(files.BadFile, match="a_b"):
         files.write({"a/b": 1, "a.b": 2}, "env")
+    with pytest.raises(files.BadFile, match="the prefix itself"):
+        files.write({"": 1, "a": 2}, "env")
 
 
 def test_only_what_differs_is_changed() -> None:
