@@ -15,6 +15,10 @@ class DefinitionNotFound(NotFound):
     """There is no definition of that name and version."""
 
 
+class TooDeep(Conflict):
+    """A saga can be in no more others, each a step of the next."""
+
+
 class TaskNotFound(NotFound):
     """There is no such task (any more): it was finished, taken back, or its lease ran out."""
 

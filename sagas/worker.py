@@ -149,14 +149,21 @@ class Worker:
     # -- what nobody asks for ------------------------------------------------------------------------
 
     async def look_after(self) -> None:
-        """What is due, and what dead processes left."""
+        """What is due, and what dead processes left. A look that breaks does not keep the others from theirs."""
         assert runtime.engine
         for statement, params in ((DUE, [runtime.engine.process_id]), (ABANDONED, []), (LEASES_OVER, [])):
-            for _ in range(ROUNDS):
-                found = await rows(statement, params)
-                await carry_out_for(registry["sagas.wake"], "ids", found)
-                if len(found) < AT_ONCE:
-                    break
+            try:
+                await self._wake(statement, params)
+            except (Unavailable, OutcomeUnknown):
+                raise  # of a database that is away the others hear no more
+            except Exception:
+                logger.exception("a look after sagas broke")
+
+    async def _wake(self, statement: str, params: list[Any]) -> None:
+        for _ in range(ROUNDS):
+            found = await rows(statement, params)
+            if await carry_out_for(registry["sagas.wake"], "ids", found) < AT_ONCE:
+                return
 
     async def audit(self) -> None:
         """Sagas of this process for which it does nothing, two times running: a call was lost, such as after a

@@ -949,6 +949,37 @@ def test_a_definition_that_is_not_there_fails_the_step(lane: Lane) -> None:
     assert reaches(lane, saga_id, "failed")["error"]["code"] == "definition_not_found"
 
 
+def test_a_definition_that_refers_to_itself_comes_to_an_end(lane: Lane) -> None:
+    """At the deepest saga its step fails, and so does every one above it; it is nobody else's business."""
+    me = {"name": "me", "kind": "saga", "definition": "rec"}
+    lane("definitions.put", name="rec", steps=[SLEEP])
+    lane("definitions.put", name="rec", steps=[me])
+    late = start(lane, {**SLEEP, "seconds": 0.2}, me)
+    for saga_id in (lane("sagas.start", name="rec", definition="rec")["saga_id"], late):
+        saga = reaches(lane, saga_id, "failed")
+        assert (saga["error"]["step"], saga["error"]["code"]) == ("me", "too_deep")
+    assert len(lane("sagas.find", name="rec", status="failed", limit=100)["items"]) == 17 + 16
+
+
+def test_a_saga_that_breaks_keeps_no_other_from_its_turn(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sagas.models import Saga
+
+    monkeypatch.setattr("sagas.services.courses.NEAR", -1.0)  # nobody but the look wakes them
+    ids = [start(lane, {**SLEEP, "seconds": 0.5}) for _ in range(5)]
+    Saga.objects.filter(id=f"{lane.namespace}/{ids[2]}").update(progress='{"no_such_field": 1, "steps": {}}')
+    for saga_id in (*ids[:2], *ids[3:]):
+        reaches(lane, saga_id, "succeeded")
+    Saga.objects.filter(id=f"{lane.namespace}/{ids[2]}").delete()
+
+
+def test_a_look_that_breaks_keeps_no_other_from_its_turn(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(lane, step("a", retry_policy=RETRY))
+    (task,) = lane("workers.poll", service="shop", worker_id="w", lease_seconds=1, wait_seconds=5)["tasks"]
+    monkeypatch.setattr("sagas.worker.DUE", "select %s::int")
+    (again,) = lane("workers.poll", service="shop", worker_id="w", wait_seconds=5)["tasks"]
+    assert (task["attempt"], again["attempt"]) == (1, 2)
+
+
 # -- schedules, many at once, trying out -------------------------------------------------------------
 
 
@@ -1020,6 +1051,19 @@ def test_a_schedule_does_not_start_beside_itself(lane: Lane) -> None:
     kinds = [event["event_type"] for event in lane("events.read", stream_id="$schedule:s")["events"]]
     assert kinds[:3] == ["schedule.put", "schedule.fired", "schedule.skipped"]
     lane("schedules.drop", name="s")
+
+
+def test_a_schedule_that_breaks_keeps_no_other_from_its_turn(lane: Lane) -> None:
+    from sagas.models import Schedule
+
+    lane("definitions.put", name="d", steps=[SLEEP])
+    for name in "abc":
+        lane("schedules.put", name=name, definition="d", interval_seconds=1)
+    Schedule.objects.filter(id=f"{lane.namespace}/b").update(cron="* * * * *", time_zone="Nowhere")
+    time.sleep(2.5)
+    assert all(lane("schedules.get", name=name)["last_saga_id"] for name in "ac")
+    for name in "abc":
+        lane("schedules.drop", name=name)
 
 
 def test_many_sagas_are_told_the_same(call: Door) -> None:
