@@ -39,8 +39,14 @@ ABANDONED = """select s.id from sagas_saga s
     left join core_process p on p.id = s.owner and p.expires_at > statement_timestamp()
     where s.owner is not null and p.id is null limit 200"""
 MINE = "select id from sagas_saga where owner = %s"
-WAITING_FOR = "select distinct saga from sagas_task where queue = any(%s) and lease_token is null limit 200"
-LEASES_OVER = "select distinct saga from sagas_task where lease_until <= statement_timestamp() limit 200"
+# Of sagas that go on. A look does nothing for one that is paused or needs attention: it would be found again and again,
+# and nobody else. Whoever has it go on has its tasks looked at.
+WAITING_FOR = """select t.saga from sagas_task t join sagas_saga s on s.id = t.saga
+    where t.queue = any(%s) and t.lease_token is null and s.status in ('running', 'compensating')
+order by t.queued_at limit 200"""
+LEASES_OVER = """select t.saga from sagas_task t join sagas_saga s on s.id = t.saga
+    where t.lease_until <= statement_timestamp() and s.status in ('running', 'compensating')
+order by t.lease_until limit 200"""
 
 
 class Worker:

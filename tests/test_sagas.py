@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sagas.worker import LEASES_OVER, WAITING_FOR
 from tests.doors import Django, Door, Grpc, Lane, Refused, Served
 from tests.participant import Participant
 
@@ -978,6 +979,50 @@ def test_a_look_that_breaks_keeps_no_other_from_its_turn(lane: Lane, monkeypatch
     monkeypatch.setattr("sagas.worker.DUE", "select %s::int")
     (again,) = lane("workers.poll", service="shop", worker_id="w", wait_seconds=5)["tasks"]
     assert (task["attempt"], again["attempt"]) == (1, 2)
+
+
+def test_leases_of_sagas_that_are_paused_keep_no_other_from_its_turn(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are over when the saga goes on."""
+    monkeypatch.setattr("sagas.worker.LEASES_OVER", LEASES_OVER.replace("limit 200", "limit 2"))
+    paused = [start(lane, step("a", retry_policy=RETRY)) for _ in range(4)]
+    leases = {"service": "shop", "worker_id": "w", "lease_seconds": 1}
+    assert len(polled(lane, 4, **leases)) == 4
+    for saga_id in paused:
+        lane("sagas.pause", saga_id=saga_id)
+    start(lane, step("a", retry_policy=RETRY))
+    polled(lane, 1, **leases)
+    assert [task["attempt"] for task in polled(lane, 1, service="shop", worker_id="w")] == [2]
+    for saga_id in paused:
+        lane("sagas.resume", saga_id=saga_id)
+    assert [task["attempt"] for task in polled(lane, 4, service="shop", worker_id="w")] == [2] * 4
+
+
+def polled(door: Door, count: int, **how: Any) -> list[Any]:
+    """So many tasks."""
+    found: list[Any] = []
+    deadline = time.monotonic() + 10
+    while len(found) < count:
+        assert time.monotonic() < deadline, found
+        found += door("workers.poll", wait_seconds=0.2, **how)["tasks"]
+    return found
+
+
+def test_tasks_of_sagas_that_wait_for_a_human_keep_no_other_from_being_pushed(
+    lane: Lane, participant: Participant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagas.worker.WAITING_FOR", WAITING_FOR.replace("limit 200", "limit 2"))
+    pivot = step("p", service="desk", pivot=True, depends_on=[], retry_policy={"max_attempts": 1})
+    stuck = [start(lane, pivot, step("a", depends_on=[])) for _ in range(3)]
+    for task in polled(lane, 3, service="desk", worker_id="w"):
+        lane("tasks.fail", task_id=task["task_id"], lease_token=task["lease_token"], effect="unknown")
+    for saga_id in stuck:
+        reaches(lane, saga_id, "attention")
+    saga_id = start(lane, step("b"))
+    register(lane, participant)
+    reaches(lane, saga_id, "succeeded")
+    assert participant.paths() == ["b"]
 
 
 # -- schedules, many at once, trying out -------------------------------------------------------------
