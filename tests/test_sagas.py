@@ -61,6 +61,17 @@ def fetched(door: Door, service: str = "shop") -> Any:
     return task
 
 
+def polled(door: Door, count: int, **how: Any) -> list[Any]:
+    """So many tasks."""
+    found: list[Any] = []
+    deadline = time.monotonic() + 10
+    while len(found) < count:
+        assert time.monotonic() < deadline, found
+        found += door("workers.poll", **how)["tasks"]
+        time.sleep(0.02)
+    return found
+
+
 def instant(text: Any) -> datetime:
     return datetime.fromisoformat(text)
 
@@ -154,6 +165,40 @@ def test_workers_fetch_what_nobody_serves(call: Door) -> None:
     found = call("tasks.complete_many", tasks=[done, {**done, "task_id": f"{saga_id}.b.action"}])["items"]
     assert [each["status"] for each in found] == ["succeeded", "task_not_found"]
     assert reaches(call, saga_id, "compensated")["steps"][0]["output"] == {"y": 2}
+
+
+def test_workers_say_the_same_of_many_tasks(call: Door) -> None:
+    """One that is refused is none of the others' business."""
+    ids = [start(call, step("a", retry_policy=RETRY)) for _ in range(3)]
+    tasks = {each["saga_id"]: each for each in polled(call, 3, service="shop", worker_id="w")}
+    leases = [{name: tasks[saga_id][name] for name in ("task_id", "lease_token")} for saga_id in ids]
+    others = {**leases[1], "lease_token": "another"}
+    nobodys = {**leases[0], "task_id": f"{ids[0]}.b.action"}
+    found = call("tasks.heartbeat_many", tasks=[{**leases[0], "lease_seconds": 3600}, others, nobodys])[
+        "items"
+    ]
+    assert [each["status"] for each in found] == ["kept", "lease_lost", "task_not_found"]
+    assert [each["task_id"] for each in found] == [
+        leases[0]["task_id"],
+        leases[1]["task_id"],
+        nobodys["task_id"],
+    ]
+    assert instant(found[0]["lease_expires_at"]) - datetime.now(UTC) > timedelta(minutes=59)
+    assert found[1]["lease_expires_at"] is None
+    assert not any(each["cancel_requested"] for each in found)
+    refused = {**leases[0], "code": "declined", "message": "No."}
+    again = {**leases[1], "retryable": True, "retry_after_seconds": 60}
+    found = call(
+        "tasks.fail_many", tasks=[refused, {**refused, "lease_token": "another"}, again, {**nobodys}]
+    )["items"]
+    assert [each["status"] for each in found][::2] == ["failed", "backoff"]
+    assert found[3]["status"] == "task_not_found"
+    assert call("sagas.get", saga_id=ids[0])["error"] == {"step": "a", "code": "declined", "message": "No."}
+    for tasks in ([], [{**refused, "surprise": 1}], [{**refused, "retry_after_seconds": -1}]):
+        with pytest.raises(Refused, match="invalid"):
+            call("tasks.fail_many", tasks=tasks)
+    with pytest.raises(Refused, match="invalid"):
+        call("tasks.heartbeat_many", tasks=[{**leases[2], "lease_seconds": 0}])
 
 
 def test_a_paused_saga_begins_nothing(call: Door, participant: Participant) -> None:
@@ -640,6 +685,39 @@ def test_a_refusal_after_doubt_is_no_certainty(lane: Lane, participant: Particip
 
 
 def test_who_accepts_answers_later(lane: Lane, participant: Participant) -> None:
+    saga_id, task = accepted(lane, participant)
+    with pytest.raises(Refused, match="lease_lost"):
+        lane("tasks.complete", task_id=task["task_id"], lease_token="f" * 40)
+    assert lane("tasks.heartbeat", **task)["task_id"] == task["task_id"]
+    assert lane("tasks.complete", **task, output={"late": True})["status"] == "succeeded"
+    assert reaches(lane, saga_id, "succeeded")["steps"][0]["output"] == {"late": True}
+
+
+def test_who_keeps_what_it_accepted_hears_that_the_saga_was_ended(
+    lane: Lane, participant: Participant
+) -> None:
+    """Nothing is kept then."""
+    saga_id, task = accepted(lane, participant)
+    until = lane("tasks.heartbeat", **task, lease_seconds=60)["lease_expires_at"]
+    lane("sagas.terminate", saga_id=saga_id, reason="enough")
+    found = lane("tasks.heartbeat", **task, lease_seconds=3600)
+    assert (found["cancel_requested"], found["lease_expires_at"]) == (True, until)
+
+
+def test_who_keeps_what_it_accepted_hears_that_the_saga_turned_back_though_it_is_paused(
+    lane: Lane, participant: Participant
+) -> None:
+    saga_id, task = accepted(lane, participant)
+    lane("sagas.pause", saga_id=saga_id)
+    assert lane("tasks.heartbeat", **task)["cancel_requested"] is False
+    lane("sagas.cancel", saga_id=saga_id, reason="no more")
+    assert lane("tasks.heartbeat", **task)["cancel_requested"] is True
+    lane("sagas.pause", saga_id=saga_id)
+    assert lane("tasks.heartbeat", **task)["cancel_requested"] is True
+
+
+def accepted(lane: Lane, participant: Participant) -> tuple[str, dict[str, str]]:
+    """A saga whose step the participant accepted, and what it needs to answer."""
     register(lane, participant)
     participant.script["a"] = lambda asked: (202, None, {})
     saga_id = start(lane, step("a"))
@@ -647,12 +725,8 @@ def test_who_accepts_answers_later(lane: Lane, participant: Participant) -> None
     while lane("sagas.get", saga_id=saga_id)["steps"][0]["status"] != "waiting":
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    task = {"task_id": f"{saga_id}.a.action", "lease_token": participant.asked[0].headers["syros-task-token"]}
-    with pytest.raises(Refused, match="lease_lost"):
-        lane("tasks.complete", task_id=task["task_id"], lease_token="f" * 40)
-    assert lane("tasks.heartbeat", **task)["task_id"] == task["task_id"]
-    assert lane("tasks.complete", **task, output={"late": True})["status"] == "succeeded"
-    assert reaches(lane, saga_id, "succeeded")["steps"][0]["output"] == {"late": True}
+    token = participant.asked[0].headers["syros-task-token"]
+    return saga_id, {"task_id": f"{saga_id}.a.action", "lease_token": token}
 
 
 @pytest.mark.parametrize(
@@ -997,16 +1071,6 @@ def test_leases_of_sagas_that_are_paused_keep_no_other_from_its_turn(
     for saga_id in paused:
         lane("sagas.resume", saga_id=saga_id)
     assert [task["attempt"] for task in polled(lane, 4, service="shop", worker_id="w")] == [2] * 4
-
-
-def polled(door: Door, count: int, **how: Any) -> list[Any]:
-    """So many tasks."""
-    found: list[Any] = []
-    deadline = time.monotonic() + 10
-    while len(found) < count:
-        assert time.monotonic() < deadline, found
-        found += door("workers.poll", wait_seconds=0.2, **how)["tasks"]
-    return found
 
 
 def test_tasks_of_sagas_that_wait_for_a_human_keep_no_other_from_being_pushed(

@@ -39,6 +39,8 @@ LeaseToken = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_
 LeaseSeconds = Annotated[float, Field(ge=1, le=86400)]
 Most = Annotated[int, Field(ge=1, le=100)]
 Message = Annotated[str, AfterValidator(check_text), Field(max_length=1000)]
+Effect = Literal["none", "unknown"]
+RetryAfter = Annotated[float, Field(ge=0, le=3600)]
 LOOK_AGAIN = 0.25  # seconds until who waits for a task looks whether another process queued one
 # Beside the engine: it decides nothing, and whoever polls must not have a batch of others wait for what it finds.
 LEASE = """with due as (
@@ -101,6 +103,34 @@ class Done(Strict):
     lease_token: LeaseToken
     output: Json = None
 
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome("succeeded", decode(self.output or "null"))
+
+
+class TaskFailed(Strict):
+    """A task that failed, and how: what `tasks.fail` is told."""
+
+    task_id: TaskId
+    lease_token: LeaseToken
+    code: ErrorCode = "failed"
+    message: Message = ""
+    effect: Effect = "none"
+    retryable: bool = False
+    retry_after_seconds: RetryAfter | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        return failure(self.code, self.message, self.effect, self.retryable, self.retry_after_seconds)
+
+
+class TaskHeld(Strict):
+    """A task that is to be kept."""
+
+    task_id: TaskId
+    lease_token: LeaseToken
+    lease_seconds: LeaseSeconds | None = None
+
 
 @dataclass(slots=True)
 class Settled:
@@ -117,11 +147,27 @@ class SettledMany:
 
 @dataclass(slots=True)
 class Kept:
-    """`cancel_requested`: the saga turned back meanwhile. Stop, if you can: what you have done will be compensated."""
+    """`cancel_requested`: the saga turned back meanwhile, or was ended. Stop, if you can: what you have done will be
+    compensated, or is nobody's business any more."""
 
     task_id: str
     lease_expires_at: datetime
     cancel_requested: bool
+
+
+@dataclass(slots=True)
+class KeptTask:
+    """What became of each: `kept`, or the code of the refusal, with no lease then."""
+
+    task_id: str
+    status: str
+    lease_expires_at: datetime | None
+    cancel_requested: bool
+
+
+@dataclass(slots=True)
+class KeptMany:
+    items: list[KeptTask]
 
 
 def place(task_id: str) -> tuple[str, str, str]:
@@ -137,6 +183,10 @@ def touches(params: dict[str, Any]) -> Sequence[tuple[type[Any], str]]:
     return touches_of(params["task_id"])
 
 
+def touches_all(params: dict[str, Any]) -> Sequence[tuple[type[Any], str]]:
+    return [touch for each in params["tasks"] for touch in touches_of(each.task_id)]
+
+
 @command("POST tasks/{task_id}/complete", name="tasks.complete", returns=TaskDone, hot=True, touches=touches)
 def complete(tx: Transaction, *, task_id: TaskId, lease_token: LeaseToken, output: Json = None) -> TaskDone:
     """Say that a task is done, and what it gave (any JSON). Also for a participant that was called and answered 202:
@@ -149,7 +199,7 @@ def complete(tx: Transaction, *, task_id: TaskId, lease_token: LeaseToken, outpu
 
 @command(
     "POST tasks/complete-many", name="tasks.complete_many", returns=SettledMany, hot=True, max_bytes=16 << 20,
-    touches=lambda params: [touch for each in params["tasks"] for touch in touches_of(each.task_id)],
+    touches=touches_all,
 )  # fmt: skip
 def complete_many(
     tx: Transaction, *, tasks: Annotated[list[Done], Field(min_length=1, max_length=100)]
@@ -159,9 +209,9 @@ def complete_many(
     return SettledMany([settled(tx, each) for each in tasks])
 
 
-def settled(tx: Transaction, task: Done) -> Settled:
+def settled(tx: Transaction, task: Done | TaskFailed) -> Settled:
     try:
-        done = settle(tx, task.task_id, task.lease_token, Outcome("succeeded", decode(task.output or "null")))
+        done = settle(tx, task.task_id, task.lease_token, task.outcome)
     except (TaskNotFound, LeaseLost) as refusal:
         return Settled(task.task_id, refusal.code)
     return Settled(task.task_id, done.status)
@@ -175,36 +225,85 @@ def fail(
     lease_token: LeaseToken,
     code: ErrorCode = "failed",
     message: Message = "",
-    effect: Literal["none", "unknown"] = "none",
+    effect: Effect = "none",
     retryable: bool = False,
-    retry_after_seconds: Annotated[float, Field(ge=0, le=3600)] | None = None,
+    retry_after_seconds: RetryAfter | None = None,
 ) -> TaskDone:
     """Say that a task failed. `effect` none: nothing was done, so nothing is to be compensated; it is tried again
     only if `retryable`. Unknown: it is tried again, and compensated if that leads nowhere.
 
     Errors: `task_not_found` (404), `lease_lost` (409).
     """
-    kind = "unknown" if effect == "unknown" else "refused" if retryable else "failed"
-    outcome = Outcome(kind, code=code, message=message, retry_after=retry_after_seconds)
+    outcome = failure(code, message, effect, retryable, retry_after_seconds)
     return settle(tx, task_id, lease_token, outcome)
+
+
+def failure(code: str, message: str, effect: Effect, retryable: bool, retry_after: float | None) -> Outcome:
+    kind = "unknown" if effect == "unknown" else "refused" if retryable else "failed"
+    return Outcome(kind, code=code, message=message, retry_after=retry_after)
+
+
+@command(
+    "POST tasks/fail-many", name="tasks.fail_many", returns=SettledMany, hot=True, max_bytes=16 << 20,
+    touches=touches_all,
+)  # fmt: skip
+def fail_many(
+    tx: Transaction, *, tasks: Annotated[list[TaskFailed], Field(min_length=1, max_length=100)]
+) -> SettledMany:
+    """The same for up to 100 tasks, each with a failure of its own. One that is refused, for the reasons `tasks.fail`
+    has, is none of the others' business: its `status` is the code."""
+    return SettledMany([settled(tx, each) for each in tasks])
 
 
 @command("POST tasks/{task_id}/heartbeat", name="tasks.heartbeat", returns=Kept, hot=True, touches=touches)
 def heartbeat(
     tx: Transaction, *, task_id: TaskId, lease_token: LeaseToken, lease_seconds: LeaseSeconds | None = None
 ) -> Kept:
-    """Keep a task for another `lease_seconds`, as many as before unless said.
+    """Keep a task for another `lease_seconds`, as many as before unless said. Of a saga that was ended nothing is
+    kept: `cancel_requested`, and the lease as it was.
 
     Errors: `task_not_found` (404), `lease_lost` (409).
     """
-    saga, _, task = found(tx, task_id, lease_token)
+    return keep(tx, task_id, lease_token, lease_seconds)
+
+
+@command(
+    "POST tasks/heartbeat-many", name="tasks.heartbeat_many", returns=KeptMany, hot=True, max_bytes=16 << 20,
+    touches=touches_all,
+)  # fmt: skip
+def heartbeat_many(
+    tx: Transaction, *, tasks: Annotated[list[TaskHeld], Field(min_length=1, max_length=100)]
+) -> KeptMany:
+    """The same for up to 100 tasks. One that is refused, for the reasons `tasks.heartbeat` has, is none of the others'
+    business: its `status` is the code."""
+    return KeptMany([kept(tx, each) for each in tasks])
+
+
+def kept(tx: Transaction, task: TaskHeld) -> KeptTask:
+    try:
+        done = keep(tx, task.task_id, task.lease_token, task.lease_seconds)
+    except (TaskNotFound, LeaseLost) as refusal:
+        return KeptTask(task.task_id, refusal.code, None, False)
+    return KeptTask(task.task_id, "kept", done.lease_expires_at, done.cancel_requested)
+
+
+def keep(tx: Transaction, task_id: str, lease_token: str, lease_seconds: float | None) -> Kept:
+    """Raises: TaskNotFound, LeaseLost."""
+    saga, progress, task = found(tx, task_id, lease_token)
+    _, step, op = place(task_id)
+    if progress.is_over:
+        due = progress.steps[step].side(op).due
+        return Kept(task_id, instant(due) if due else tx.now, True)
     if task is None:
         until = keep_accepted(tx, saga, task_id, lease_seconds or 30.0)
     else:
         task.lease_seconds = lease_seconds or task.lease_seconds or 30.0
         until = task.lease_until = tx.now + timedelta(seconds=task.lease_seconds)
-    is_turned = saga.status == "compensating" and place(task_id)[2] == "action"
-    return Kept(task_id, until, is_turned)
+    return Kept(task_id, until, op == "action" and is_turned_back(progress))
+
+
+def is_turned_back(progress: Progress) -> bool:
+    return "compensating" in (progress.status, progress.paused_from)
 
 
 def keep_accepted(tx: Transaction, saga: Saga, task_id: str, seconds: float) -> datetime:
