@@ -151,9 +151,9 @@ def test_workers_fetch_what_nobody_serves(call: Door) -> None:
     lease = {"task_id": task["task_id"], "lease_token": task["lease_token"]}
     assert call("tasks.heartbeat", **lease, lease_seconds=60)["cancel_requested"] is False
     with pytest.raises(Refused, match="lease_lost"):
-        call("tasks.complete", task_id=task["task_id"], lease_token="another")
+        call("tasks.complete", task_id=task["task_id"], lease_token="ünother")
     assert call("tasks.complete", **lease, output={"y": 2})["status"] == "succeeded"
-    with pytest.raises(Refused, match="task_not_found"):
+    with pytest.raises(Refused, match="lease_lost"):
         call("tasks.complete", **lease)
     task = fetched(call)
     lease = {"task_id": task["task_id"], "lease_token": task["lease_token"]}
@@ -163,7 +163,7 @@ def test_workers_fetch_what_nobody_serves(call: Door) -> None:
     assert (undo["step"], undo["op"], undo["action"]) == ("a", "compensate", "undo_a")
     done = {"task_id": undo["task_id"], "lease_token": undo["lease_token"], "output": None}
     found = call("tasks.complete_many", tasks=[done, {**done, "task_id": f"{saga_id}.b.action"}])["items"]
-    assert [each["status"] for each in found] == ["succeeded", "task_not_found"]
+    assert [each["status"] for each in found] == ["succeeded", "lease_lost"]
     assert reaches(call, saga_id, "compensated")["steps"][0]["output"] == {"y": 2}
 
 
@@ -690,7 +690,10 @@ def test_who_accepts_answers_later(lane: Lane, participant: Participant) -> None
         lane("tasks.complete", task_id=task["task_id"], lease_token="f" * 40)
     assert lane("tasks.heartbeat", **task)["task_id"] == task["task_id"]
     assert lane("tasks.complete", **task, output={"late": True})["status"] == "succeeded"
+    with pytest.raises(Refused, match="lease_lost"):
+        lane("tasks.fail", **task)
     assert reaches(lane, saga_id, "succeeded")["steps"][0]["output"] == {"late": True}
+    assert late_results(lane, saga_id) == [{"step": "a", "op": "action", "attempt": 1, "outcome": "failed"}]
 
 
 def test_who_keeps_what_it_accepted_hears_that_the_saga_was_ended(
@@ -860,6 +863,27 @@ def test_a_service_that_comes_late_is_called(lane: Lane, participant: Participan
     assert saga["steps"][0]["attempts"] == 1
 
 
+def late_results(door: Door, saga_id: str) -> list[Any]:
+    events = door("sagas.history", saga_id=saga_id)["events"]
+    return [event["data"] for event in events if event["type"] == "step.late_result"]
+
+
+def test_what_comes_after_a_task_was_given_up_is_late_and_told(call: Door) -> None:
+    """Also of each of many. A token that nobody was given, and the wish to keep a task, tell nothing."""
+    saga_id = start(call, step("a", retry_policy={"max_attempts": 1}))
+    (task,) = polled(call, 1, service="shop", worker_id="w", lease_seconds=1)
+    lease = {"task_id": task["task_id"], "lease_token": task["lease_token"]}
+    (undo,) = polled(call, 1, service="shop", worker_id="w")
+    assert undo["op"] == "compensate"
+    for operation in ("tasks.heartbeat", "tasks.complete"):
+        with pytest.raises(Refused, match="lease_lost"):
+            call(operation, **lease)
+    forged, nobodys = {**lease, "lease_token": "ü"}, {**lease, "task_id": f"{saga_id}.b.action"}
+    found = call("tasks.fail_many", tasks=[forged, lease, nobodys])["items"]
+    assert [each["status"] for each in found] == ["lease_lost", "lease_lost", "task_not_found"]
+    assert [each["outcome"] for each in late_results(call, saga_id)] == ["succeeded", "failed"]
+
+
 def test_a_lost_lease_is_doubt(lane: Lane) -> None:
     saga_id = start(lane, step("a", retry_policy=RETRY))
     (first,) = lane("workers.poll", service="shop", worker_id="w", lease_seconds=1)["tasks"]
@@ -868,6 +892,10 @@ def test_a_lost_lease_is_doubt(lane: Lane) -> None:
     with pytest.raises(Refused, match="lease_lost"):
         lane("tasks.complete", task_id=first["task_id"], lease_token=first["lease_token"])
     lane("tasks.fail", task_id=again["task_id"], lease_token=again["lease_token"])
+    with pytest.raises(Refused, match="lease_lost"):
+        lane("tasks.fail", task_id=first["task_id"], lease_token=first["lease_token"])
+    late = [{"step": "a", "op": "action", "outcome": outcome} for outcome in ("succeeded", "failed")]
+    assert late_results(lane, saga_id) == late
     (undo,) = lane("workers.poll", service="shop", worker_id="v", wait_seconds=10)["tasks"]
     assert (undo["op"], undo["context"]["outcome"]) == ("compensate", "unknown")
     assert lane("sagas.get", saga_id=saga_id)["status"] == "compensating"

@@ -1,9 +1,11 @@
 """Work for those who come for it: workers that poll, and participants that answer later."""
 
 import hmac
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from operator import itemgetter
 from time import monotonic
 from typing import Annotated, Any, Literal
@@ -41,6 +43,7 @@ Most = Annotated[int, Field(ge=1, le=100)]
 Message = Annotated[str, AfterValidator(check_text), Field(max_length=1000)]
 Effect = Literal["none", "unknown"]
 RetryAfter = Annotated[float, Field(ge=0, le=3600)]
+LEASE_TOKEN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # as PostgreSQL writes them
 LOOK_AGAIN = 0.25  # seconds until who waits for a task looks whether another process queued one
 # Beside the engine: it decides nothing, and whoever polls must not have a batch of others wait for what it finds.
 LEASE = """with due as (
@@ -192,7 +195,8 @@ def complete(tx: Transaction, *, task_id: TaskId, lease_token: LeaseToken, outpu
     """Say that a task is done, and what it gave (any JSON). Also for a participant that was called and answered 202:
     its token came as `Syros-Task-Token`.
 
-    Errors: `task_not_found` (404), `lease_lost` (409): the answer came too late, and changed nothing.
+    Errors: `task_not_found` (404), `lease_lost` (409): the answer came too late, and changed nothing but that the
+    history says so.
     """
     return settle(tx, task_id, lease_token, Outcome("succeeded", decode(output or "null")))
 
@@ -213,6 +217,8 @@ def settled(tx: Transaction, task: Done | TaskFailed) -> Settled:
     try:
         done = settle(tx, task.task_id, task.lease_token, task.outcome)
     except (TaskNotFound, LeaseLost) as refusal:
+        if refusal.aftermath:
+            refusal.aftermath(tx)
         return Settled(task.task_id, refusal.code)
     return Settled(task.task_id, done.status)
 
@@ -317,7 +323,11 @@ def keep_accepted(tx: Transaction, saga: Saga, task_id: str, seconds: float) -> 
 
 def settle(tx: Transaction, task_id: str, lease_token: str, outcome: Outcome) -> TaskDone:
     """Raises: TaskNotFound, LeaseLost."""
-    saga, progress, task = found(tx, task_id, lease_token)
+    try:
+        saga, progress, task = found(tx, task_id, lease_token)
+    except LeaseLost as refusal:
+        refusal.aftermath = partial(note_late, task_id=task_id, lease_token=lease_token, outcome=outcome)
+        raise
     saga_id, step, op = place(task_id)
     side = progress.steps[step].side(op)
     if task is not None:
@@ -326,6 +336,26 @@ def settle(tx: Transaction, task_id: str, lease_token: str, outcome: Outcome) ->
         tx.remove(task)
     status = heard(tx, saga, step, op, side.attempts, outcome, progress)
     return TaskDone(task_id, saga_id, step, status)
+
+
+def note_late(tx: Transaction, task_id: str, lease_token: str, outcome: Outcome) -> None:
+    """What came too late changes nothing, and is told: it may be what an operator looks for."""
+    saga_id, step, op = place(task_id)
+    saga = tx.get(Saga, saga_id)
+    assert saga
+    attempts = stored_progress.from_text(saga.progress).steps[step].side(op).attempts
+    attempt = attempt_of(saga, task_id, lease_token, attempts)
+    if attempt or LEASE_TOKEN.fullmatch(lease_token):
+        about = {"attempt": attempt} if attempt else {}
+        tx.emit(saga, "step.late_result", {"step": step, "op": op, **about, "outcome": outcome.kind})
+
+
+def attempt_of(saga: Saga, task_id: str, token: str, attempts: int) -> int | None:
+    """The call that the token came with. Of a lease that is over nothing is kept that tells."""
+    for number in range(1, attempts + 1):
+        if is_same(token_for(saga.namespace, *place(task_id), number), token):
+            return number
+    return None
 
 
 def found(tx: Transaction, task_id: str, lease_token: str) -> tuple[Saga, Progress, Task | None]:
@@ -341,19 +371,21 @@ def found(tx: Transaction, task_id: str, lease_token: str) -> tuple[Saga, Progre
     if step not in progress.steps:
         raise TaskNotFound(f"There is no task {task_id}.", task_id=task_id)
     if task is not None:
-        refuse_unless(
-            task.lease_token is not None and hmac.compare_digest(task.lease_token, lease_token), task_id
-        )
+        refuse_unless(task.lease_token is not None and is_same(task.lease_token, lease_token), task_id)
         return saga, progress, task
     side = progress.steps[step].side(op)
+    if not side.attempts:
+        raise TaskNotFound(f"There is no task {task_id}.", task_id=task_id)
     if side.status not in ("calling", "waiting"):
-        raise TaskNotFound(
+        raise LeaseLost(
             f"The task {task_id} is over: {side.status}.", task_id=task_id, step_status=side.status
         )
-    refuse_unless(
-        hmac.compare_digest(token_for(saga.namespace, saga_id, step, op, side.attempts), lease_token), task_id
-    )
+    refuse_unless(is_same(token_for(saga.namespace, saga_id, step, op, side.attempts), lease_token), task_id)
     return saga, progress, None
+
+
+def is_same(token: str, said: str) -> bool:
+    return hmac.compare_digest(token.encode(), said.encode())  # of texts it takes ASCII only
 
 
 def refuse_unless(holds: bool, task_id: str) -> None:
