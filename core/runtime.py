@@ -15,7 +15,7 @@ from core.callers import SYSTEM, Call, authorize, namespaces, while_allowed
 from core.database import pools, rows
 from core.encoding import encode
 from core.engine import Engine
-from core.errors import NotInVolatileNamespace, OutcomeUnknown, SyrosError, Unavailable
+from core.errors import Internal, NotInVolatileNamespace, OutcomeUnknown, SyrosError, Unavailable
 from core.log import Entry
 from core.operations import Operation, Outcome, Volatile, Waiting, registry
 from core.tail import Tail
@@ -344,12 +344,28 @@ async def carry_out_found(operation: Operation, parameter: str, statement: str) 
 
 
 async def carry_out_for(operation: Operation, parameter: str, addresses: Sequence[tuple[Any, ...]]) -> int:
-    """The same for addresses that were found already, a namespace at a time."""
+    """The same for addresses that were found already, a namespace at a time; how many did not break."""
     found: dict[str, list[str]] = {}
     for (address,) in addresses:
         namespace, _, name = address.partition("/")
         found.setdefault(namespace, []).append(name)
+    broken = 0
     for namespace, names in found.items():
         call = Call(SYSTEM, await namespaces.get(namespace))
-        await runtime.carry_out(operation, call, {parameter: sorted(names)})
-    return len(addresses)
+        broken += await carry_out_apart(operation, call, parameter, sorted(set(names)))
+    return len(addresses) - broken
+
+
+async def carry_out_apart(operation: Operation, call: Call, parameter: str, names: list[str]) -> int:
+    """One command for all of them. If it breaks, halve until what breaks it is alone: it must not keep the others
+    from their turn. How many broke."""
+    try:
+        await runtime.carry_out(operation, call, {parameter: names})
+    except Internal:
+        if len(names) == 1:
+            logger.error("%s breaks at %s/%s", operation.name, call.namespace.name, names[0])
+            return 1
+        half = len(names) // 2
+        parts = (names[:half], names[half:])
+        return sum([await carry_out_apart(operation, call, parameter, part) for part in parts])
+    return 0

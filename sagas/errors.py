@@ -15,8 +15,12 @@ class DefinitionNotFound(NotFound):
     """There is no definition of that name and version."""
 
 
+class TooDeep(Conflict):
+    """A saga can be in no more others, each a step of the next."""
+
+
 class TaskNotFound(NotFound):
-    """There is no such task (any more): it was finished, taken back, or its lease ran out."""
+    """There is no such task, and never was."""
 
 
 class SagaOver(Conflict):
@@ -40,4 +44,4 @@ class NotStuck(Conflict):
 
 
 class LeaseLost(Conflict):
-    """This lease of the task is over: somebody else has it, or will."""
+    """This lease of the task is over: it was answered, taken back, or somebody else has it, or will."""

@@ -59,6 +59,7 @@ class Progress:
     status: str = "running"
     reason: str | None = None
     before: str | None = None  # what it was before it needed attention
+    depth: int = 0  # how many sagas it is in, each a step of the next
     paused_from: str | None = None  # and before it was paused
     paused_at: float | None = None
     start_at: float | None = None  # when it begins, if not at once

@@ -39,8 +39,14 @@ ABANDONED = """select s.id from sagas_saga s
     left join core_process p on p.id = s.owner and p.expires_at > statement_timestamp()
     where s.owner is not null and p.id is null limit 200"""
 MINE = "select id from sagas_saga where owner = %s"
-WAITING_FOR = "select distinct saga from sagas_task where queue = any(%s) and lease_token is null limit 200"
-LEASES_OVER = "select distinct saga from sagas_task where lease_until <= statement_timestamp() limit 200"
+# Of sagas that go on. A look does nothing for one that is paused or needs attention: it would be found again and again,
+# and nobody else. Whoever has it go on has its tasks looked at.
+WAITING_FOR = """select t.saga from sagas_task t join sagas_saga s on s.id = t.saga
+    where t.queue = any(%s) and t.lease_token is null and s.status in ('running', 'compensating')
+order by t.queued_at limit 200"""
+LEASES_OVER = """select t.saga from sagas_task t join sagas_saga s on s.id = t.saga
+    where t.lease_until <= statement_timestamp() and s.status in ('running', 'compensating')
+order by t.lease_until limit 200"""
 
 
 class Worker:
@@ -149,14 +155,21 @@ class Worker:
     # -- what nobody asks for ------------------------------------------------------------------------
 
     async def look_after(self) -> None:
-        """What is due, and what dead processes left."""
+        """What is due, and what dead processes left. A look that breaks does not keep the others from theirs."""
         assert runtime.engine
         for statement, params in ((DUE, [runtime.engine.process_id]), (ABANDONED, []), (LEASES_OVER, [])):
-            for _ in range(ROUNDS):
-                found = await rows(statement, params)
-                await carry_out_for(registry["sagas.wake"], "ids", found)
-                if len(found) < AT_ONCE:
-                    break
+            try:
+                await self._wake(statement, params)
+            except (Unavailable, OutcomeUnknown):
+                raise  # of a database that is away the others hear no more
+            except Exception:
+                logger.exception("a look after sagas broke")
+
+    async def _wake(self, statement: str, params: list[Any]) -> None:
+        for _ in range(ROUNDS):
+            found = await rows(statement, params)
+            if await carry_out_for(registry["sagas.wake"], "ids", found) < AT_ONCE:
+                return
 
     async def audit(self) -> None:
         """Sagas of this process for which it does nothing, two times running: a call was lost, such as after a

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sagas.worker import LEASES_OVER, WAITING_FOR
 from tests.doors import Django, Door, Grpc, Lane, Refused, Served
 from tests.participant import Participant
 from tests.test_locks import until
@@ -59,6 +60,17 @@ def fetched(door: Door, service: str = "shop") -> Any:
         time.sleep(0.02)
     (task,) = found
     return task
+
+
+def polled(door: Door, count: int, **how: Any) -> list[Any]:
+    """So many tasks."""
+    found: list[Any] = []
+    deadline = time.monotonic() + 10
+    while len(found) < count:
+        assert time.monotonic() < deadline, found
+        found += door("workers.poll", **how)["tasks"]
+        time.sleep(0.02)
+    return found
 
 
 def instant(text: Any) -> datetime:
@@ -140,9 +152,9 @@ def test_workers_fetch_what_nobody_serves(call: Door) -> None:
     lease = {"task_id": task["task_id"], "lease_token": task["lease_token"]}
     assert call("tasks.heartbeat", **lease, lease_seconds=60)["cancel_requested"] is False
     with pytest.raises(Refused, match="lease_lost"):
-        call("tasks.complete", task_id=task["task_id"], lease_token="another")
+        call("tasks.complete", task_id=task["task_id"], lease_token="ünother")
     assert call("tasks.complete", **lease, output={"y": 2})["status"] == "succeeded"
-    with pytest.raises(Refused, match="task_not_found"):
+    with pytest.raises(Refused, match="lease_lost"):
         call("tasks.complete", **lease)
     task = fetched(call)
     lease = {"task_id": task["task_id"], "lease_token": task["lease_token"]}
@@ -152,8 +164,42 @@ def test_workers_fetch_what_nobody_serves(call: Door) -> None:
     assert (undo["step"], undo["op"], undo["action"]) == ("a", "compensate", "undo_a")
     done = {"task_id": undo["task_id"], "lease_token": undo["lease_token"], "output": None}
     found = call("tasks.complete_many", tasks=[done, {**done, "task_id": f"{saga_id}.b.action"}])["items"]
-    assert [each["status"] for each in found] == ["succeeded", "task_not_found"]
+    assert [each["status"] for each in found] == ["succeeded", "lease_lost"]
     assert reaches(call, saga_id, "compensated")["steps"][0]["output"] == {"y": 2}
+
+
+def test_workers_say_the_same_of_many_tasks(call: Door) -> None:
+    """One that is refused is none of the others' business."""
+    ids = [start(call, step("a", retry_policy=RETRY)) for _ in range(3)]
+    tasks = {each["saga_id"]: each for each in polled(call, 3, service="shop", worker_id="w")}
+    leases = [{name: tasks[saga_id][name] for name in ("task_id", "lease_token")} for saga_id in ids]
+    others = {**leases[1], "lease_token": "another"}
+    nobodys = {**leases[0], "task_id": f"{ids[0]}.b.action"}
+    found = call("tasks.heartbeat_many", tasks=[{**leases[0], "lease_seconds": 3600}, others, nobodys])[
+        "items"
+    ]
+    assert [each["status"] for each in found] == ["kept", "lease_lost", "task_not_found"]
+    assert [each["task_id"] for each in found] == [
+        leases[0]["task_id"],
+        leases[1]["task_id"],
+        nobodys["task_id"],
+    ]
+    assert instant(found[0]["lease_expires_at"]) - datetime.now(UTC) > timedelta(minutes=59)
+    assert found[1]["lease_expires_at"] is None
+    assert not any(each["cancel_requested"] for each in found)
+    refused = {**leases[0], "code": "declined", "message": "No."}
+    again = {**leases[1], "retryable": True, "retry_after_seconds": 60}
+    found = call(
+        "tasks.fail_many", tasks=[refused, {**refused, "lease_token": "another"}, again, {**nobodys}]
+    )["items"]
+    assert [each["status"] for each in found][::2] == ["failed", "backoff"]
+    assert found[3]["status"] == "task_not_found"
+    assert call("sagas.get", saga_id=ids[0])["error"] == {"step": "a", "code": "declined", "message": "No."}
+    for tasks in ([], [{**refused, "surprise": 1}], [{**refused, "retry_after_seconds": -1}]):
+        with pytest.raises(Refused, match="invalid"):
+            call("tasks.fail_many", tasks=tasks)
+    with pytest.raises(Refused, match="invalid"):
+        call("tasks.heartbeat_many", tasks=[{**leases[2], "lease_seconds": 0}])
 
 
 def test_a_paused_saga_begins_nothing(call: Door, participant: Participant) -> None:
@@ -640,6 +686,42 @@ def test_a_refusal_after_doubt_is_no_certainty(lane: Lane, participant: Particip
 
 
 def test_who_accepts_answers_later(lane: Lane, participant: Participant) -> None:
+    saga_id, task = accepted(lane, participant)
+    with pytest.raises(Refused, match="lease_lost"):
+        lane("tasks.complete", task_id=task["task_id"], lease_token="f" * 40)
+    assert lane("tasks.heartbeat", **task)["task_id"] == task["task_id"]
+    assert lane("tasks.complete", **task, output={"late": True})["status"] == "succeeded"
+    with pytest.raises(Refused, match="lease_lost"):
+        lane("tasks.fail", **task)
+    assert reaches(lane, saga_id, "succeeded")["steps"][0]["output"] == {"late": True}
+    assert late_results(lane, saga_id) == [{"step": "a", "op": "action", "attempt": 1, "outcome": "failed"}]
+
+
+def test_who_keeps_what_it_accepted_hears_that_the_saga_was_ended(
+    lane: Lane, participant: Participant
+) -> None:
+    """Nothing is kept then."""
+    saga_id, task = accepted(lane, participant)
+    until = lane("tasks.heartbeat", **task, lease_seconds=60)["lease_expires_at"]
+    lane("sagas.terminate", saga_id=saga_id, reason="enough")
+    found = lane("tasks.heartbeat", **task, lease_seconds=3600)
+    assert (found["cancel_requested"], found["lease_expires_at"]) == (True, until)
+
+
+def test_who_keeps_what_it_accepted_hears_that_the_saga_turned_back_though_it_is_paused(
+    lane: Lane, participant: Participant
+) -> None:
+    saga_id, task = accepted(lane, participant)
+    lane("sagas.pause", saga_id=saga_id)
+    assert lane("tasks.heartbeat", **task)["cancel_requested"] is False
+    lane("sagas.cancel", saga_id=saga_id, reason="no more")
+    assert lane("tasks.heartbeat", **task)["cancel_requested"] is True
+    lane("sagas.pause", saga_id=saga_id)
+    assert lane("tasks.heartbeat", **task)["cancel_requested"] is True
+
+
+def accepted(lane: Lane, participant: Participant) -> tuple[str, dict[str, str]]:
+    """A saga whose step the participant accepted, and what it needs to answer."""
     register(lane, participant)
     participant.script["a"] = lambda asked: (202, None, {})
     saga_id = start(lane, step("a"))
@@ -647,12 +729,8 @@ def test_who_accepts_answers_later(lane: Lane, participant: Participant) -> None
     while lane("sagas.get", saga_id=saga_id)["steps"][0]["status"] != "waiting":
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    task = {"task_id": f"{saga_id}.a.action", "lease_token": participant.asked[0].headers["syros-task-token"]}
-    with pytest.raises(Refused, match="lease_lost"):
-        lane("tasks.complete", task_id=task["task_id"], lease_token="f" * 40)
-    assert lane("tasks.heartbeat", **task)["task_id"] == task["task_id"]
-    assert lane("tasks.complete", **task, output={"late": True})["status"] == "succeeded"
-    assert reaches(lane, saga_id, "succeeded")["steps"][0]["output"] == {"late": True}
+    token = participant.asked[0].headers["syros-task-token"]
+    return saga_id, {"task_id": f"{saga_id}.a.action", "lease_token": token}
 
 
 @pytest.mark.parametrize(
@@ -786,6 +864,27 @@ def test_a_service_that_comes_late_is_called(lane: Lane, participant: Participan
     assert saga["steps"][0]["attempts"] == 1
 
 
+def late_results(door: Door, saga_id: str) -> list[Any]:
+    events = door("sagas.history", saga_id=saga_id)["events"]
+    return [event["data"] for event in events if event["type"] == "step.late_result"]
+
+
+def test_what_comes_after_a_task_was_given_up_is_late_and_told(call: Door) -> None:
+    """Also of each of many. A token that nobody was given, and the wish to keep a task, tell nothing."""
+    saga_id = start(call, step("a", retry_policy={"max_attempts": 1}))
+    (task,) = polled(call, 1, service="shop", worker_id="w", lease_seconds=1)
+    lease = {"task_id": task["task_id"], "lease_token": task["lease_token"]}
+    (undo,) = polled(call, 1, service="shop", worker_id="w")
+    assert undo["op"] == "compensate"
+    for operation in ("tasks.heartbeat", "tasks.complete"):
+        with pytest.raises(Refused, match="lease_lost"):
+            call(operation, **lease)
+    forged, nobodys = {**lease, "lease_token": "ü"}, {**lease, "task_id": f"{saga_id}.b.action"}
+    found = call("tasks.fail_many", tasks=[forged, lease, nobodys])["items"]
+    assert [each["status"] for each in found] == ["lease_lost", "lease_lost", "task_not_found"]
+    assert [each["outcome"] for each in late_results(call, saga_id)] == ["succeeded", "failed"]
+
+
 def test_a_lost_lease_is_doubt(lane: Lane) -> None:
     saga_id = start(lane, step("a", retry_policy=RETRY))
     (first,) = lane("workers.poll", service="shop", worker_id="w", lease_seconds=1)["tasks"]
@@ -794,6 +893,10 @@ def test_a_lost_lease_is_doubt(lane: Lane) -> None:
     with pytest.raises(Refused, match="lease_lost"):
         lane("tasks.complete", task_id=first["task_id"], lease_token=first["lease_token"])
     lane("tasks.fail", task_id=again["task_id"], lease_token=again["lease_token"])
+    with pytest.raises(Refused, match="lease_lost"):
+        lane("tasks.fail", task_id=first["task_id"], lease_token=first["lease_token"])
+    late = [{"step": "a", "op": "action", "outcome": outcome} for outcome in ("succeeded", "failed")]
+    assert late_results(lane, saga_id) == late
     (undo,) = lane("workers.poll", service="shop", worker_id="v", wait_seconds=10)["tasks"]
     assert (undo["op"], undo["context"]["outcome"]) == ("compensate", "unknown")
     assert lane("sagas.get", saga_id=saga_id)["status"] == "compensating"
@@ -1057,6 +1160,71 @@ def test_a_step_that_is_given_up_has_its_lock_no_more(lane: Lane, participant: P
     lane("sagas.terminate", saga_id=saga_id, reason="enough")
 
 
+def test_a_definition_that_refers_to_itself_comes_to_an_end(lane: Lane) -> None:
+    """At the deepest saga its step fails, and so does every one above it; it is nobody else's business."""
+    me = {"name": "me", "kind": "saga", "definition": "rec"}
+    lane("definitions.put", name="rec", steps=[SLEEP])
+    lane("definitions.put", name="rec", steps=[me])
+    late = start(lane, {**SLEEP, "seconds": 0.2}, me)
+    for saga_id in (lane("sagas.start", name="rec", definition="rec")["saga_id"], late):
+        saga = reaches(lane, saga_id, "failed")
+        assert (saga["error"]["step"], saga["error"]["code"]) == ("me", "too_deep")
+    assert len(lane("sagas.find", name="rec", status="failed", limit=100)["items"]) == 17 + 16
+
+
+def test_a_saga_that_breaks_keeps_no_other_from_its_turn(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sagas.models import Saga
+
+    monkeypatch.setattr("sagas.services.courses.NEAR", -1.0)  # nobody but the look wakes them
+    ids = [start(lane, {**SLEEP, "seconds": 0.5}) for _ in range(5)]
+    Saga.objects.filter(id=f"{lane.namespace}/{ids[2]}").update(progress='{"no_such_field": 1, "steps": {}}')
+    for saga_id in (*ids[:2], *ids[3:]):
+        reaches(lane, saga_id, "succeeded")
+    Saga.objects.filter(id=f"{lane.namespace}/{ids[2]}").delete()
+
+
+def test_a_look_that_breaks_keeps_no_other_from_its_turn(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(lane, step("a", retry_policy=RETRY))
+    (task,) = lane("workers.poll", service="shop", worker_id="w", lease_seconds=1, wait_seconds=5)["tasks"]
+    monkeypatch.setattr("sagas.worker.DUE", "select %s::int")
+    (again,) = lane("workers.poll", service="shop", worker_id="w", wait_seconds=5)["tasks"]
+    assert (task["attempt"], again["attempt"]) == (1, 2)
+
+
+def test_leases_of_sagas_that_are_paused_keep_no_other_from_its_turn(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are over when the saga goes on."""
+    monkeypatch.setattr("sagas.worker.LEASES_OVER", LEASES_OVER.replace("limit 200", "limit 2"))
+    paused = [start(lane, step("a", retry_policy=RETRY)) for _ in range(4)]
+    leases = {"service": "shop", "worker_id": "w", "lease_seconds": 1}
+    assert len(polled(lane, 4, **leases)) == 4
+    for saga_id in paused:
+        lane("sagas.pause", saga_id=saga_id)
+    start(lane, step("a", retry_policy=RETRY))
+    polled(lane, 1, **leases)
+    assert [task["attempt"] for task in polled(lane, 1, service="shop", worker_id="w")] == [2]
+    for saga_id in paused:
+        lane("sagas.resume", saga_id=saga_id)
+    assert [task["attempt"] for task in polled(lane, 4, service="shop", worker_id="w")] == [2] * 4
+
+
+def test_tasks_of_sagas_that_wait_for_a_human_keep_no_other_from_being_pushed(
+    lane: Lane, participant: Participant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagas.worker.WAITING_FOR", WAITING_FOR.replace("limit 200", "limit 2"))
+    pivot = step("p", service="desk", pivot=True, depends_on=[], retry_policy={"max_attempts": 1})
+    stuck = [start(lane, pivot, step("a", depends_on=[])) for _ in range(3)]
+    for task in polled(lane, 3, service="desk", worker_id="w"):
+        lane("tasks.fail", task_id=task["task_id"], lease_token=task["lease_token"], effect="unknown")
+    for saga_id in stuck:
+        reaches(lane, saga_id, "attention")
+    saga_id = start(lane, step("b"))
+    register(lane, participant)
+    reaches(lane, saga_id, "succeeded")
+    assert participant.paths() == ["b"]
+
+
 # -- schedules, many at once, trying out -------------------------------------------------------------
 
 
@@ -1128,6 +1296,19 @@ def test_a_schedule_does_not_start_beside_itself(lane: Lane) -> None:
     kinds = [event["event_type"] for event in lane("events.read", stream_id="$schedule:s")["events"]]
     assert kinds[:3] == ["schedule.put", "schedule.fired", "schedule.skipped"]
     lane("schedules.drop", name="s")
+
+
+def test_a_schedule_that_breaks_keeps_no_other_from_its_turn(lane: Lane) -> None:
+    from sagas.models import Schedule
+
+    lane("definitions.put", name="d", steps=[SLEEP])
+    for name in "abc":
+        lane("schedules.put", name=name, definition="d", interval_seconds=1)
+    Schedule.objects.filter(id=f"{lane.namespace}/b").update(cron="* * * * *", time_zone="Nowhere")
+    time.sleep(2.5)
+    assert all(lane("schedules.get", name=name)["last_saga_id"] for name in "ac")
+    for name in "abc":
+        lane("schedules.drop", name=name)
 
 
 def test_many_sagas_are_told_the_same(call: Door) -> None:

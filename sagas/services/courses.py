@@ -20,7 +20,7 @@ from locks.models import Claim
 from locks.services.obtaining import give_back, granted, obtain
 from locks.types import Item
 from sagas import progress as stored_progress
-from sagas.errors import DefinitionNotFound, SagaNotFound
+from sagas.errors import DefinitionNotFound, SagaNotFound, TooDeep
 from sagas.models import Definition, DefinitionName, Saga, Task
 from sagas.participants import Attempt
 from sagas.plans import Plan, plan_of
@@ -31,6 +31,8 @@ from sagas.worker import worker
 
 NEAR = 5.0  # seconds; who sleeps for longer is nobody's meanwhile
 PLANS = 1000
+# How many sagas one can be in, each a step of the next: a definition that refers to itself comes to an end.
+DEEPEST = 16
 FOR_EVER = 100 * 365 * 86400.0  # seconds: how long the session of a saga lasts, which ends it
 Child = tuple[str, str, str, Plan, Any, str]  # id, name, definition and what it means, input, parent
 _plans: dict[str, Plan] = {}  # compiled, by the address of their definition
@@ -86,14 +88,15 @@ def create(
     deadline_seconds: float | None = None,
     saga_id: str | None = None,
     parent: str | None = None,
+    depth: int = 0,
     traceparent: str | None = None,
 ) -> tuple[Saga, Progress]:
     """A saga, and its first steps, if it is not to start later. Parameters: `given`, its input as JSON text;
     `start_at`, an instant to come; `deadline_seconds`, from its start; `parent`, the saga and the step that it is, as
-    `saga.step`; `traceparent`, of that saga."""
+    `saga.step`; `depth`, how many sagas it is in so; `traceparent`, of that saga."""
     begins = start_at or tx.now
     deadline = None if deadline_seconds is None else begins + timedelta(seconds=deadline_seconds)
-    progress = begin(plan, start_at, deadline)
+    progress = begin(plan, start_at, deadline, depth)
     saga = tx.add(
         Saga,
         saga_id or tx.fresh_id(),
@@ -113,7 +116,11 @@ def create(
              "metadata": Fragment(metadata), "tags": tags or None, "parent": parent, "start_at": start_at}  # fmt: skip
     tx.emit(saga, "saga.scheduled" if start_at else "saga.started", told(about))
     course = course_of(tx, saga, progress)
-    course.proceed()
+    if depth > 1:
+        # Its first steps have a transaction of their own: one for a whole tree would have no end.
+        course.is_owner_needed = True
+    else:
+        course.proceed()
     store(tx, saga, course)
     return saga, progress
 
@@ -125,9 +132,10 @@ def saga_of(tx: Transaction, saga_id: str) -> Saga:
     return found
 
 
-def begin(plan: Plan, start_at: datetime | None, deadline: datetime | None) -> Progress:
+def begin(plan: Plan, start_at: datetime | None, deadline: datetime | None, depth: int = 0) -> Progress:
     return Progress(
         "scheduled" if start_at else "running",
+        depth=depth,
         start_at=start_at.timestamp() if start_at else None,
         deadline=deadline.timestamp() if deadline else None,
         steps={name: StepProgress() for name in plan.steps},
@@ -193,7 +201,7 @@ def store(tx: Transaction, saga: Saga, course: Course) -> None:
         (push if send.by == "push" else queue)(tx, saga, course, send)
     let_go(tx, saga, course)
     note(tx, saga, course)
-    begin_children(tx, saga, children)
+    begin_children(tx, saga, course.saga.depth + 1, children)
     for child in course.recalls:
         recall(tx, child, saga.name)
     for child in course.ended:
@@ -259,14 +267,16 @@ def obtain_for(
 
 
 def name_children(tx: Transaction, saga: Saga, course: Course) -> list[Child]:
-    """The sagas that steps are, before they are made: a step whose definition is not there has failed."""
+    """The sagas that steps are, before they are made: a step whose definition is not there has failed, and so has one
+    that would be too deep."""
     found = []
     while course.begins:
         begin = course.begins.pop(0)
         assert begin.step.child
         try:
+            refuse_too_deep(course.saga)
             address, plan = named(tx, *begin.step.child)
-        except DefinitionNotFound as refusal:
+        except (DefinitionNotFound, TooDeep) as refusal:
             outcome = Outcome("failed", code=refusal.code, message=str(refusal))
             course.hear(begin.step.name, "action", begin.attempt, outcome)
             course.proceed()
@@ -278,9 +288,15 @@ def name_children(tx: Transaction, saga: Saga, course: Course) -> list[Child]:
     return found
 
 
-def begin_children(tx: Transaction, saga: Saga, children: list[Child]) -> None:
+def refuse_too_deep(progress: Progress) -> None:
+    """Raises: TooDeep."""
+    if progress.depth >= DEEPEST:
+        raise TooDeep(f"The saga is in {progress.depth} others: a step of it can be none.")
+
+
+def begin_children(tx: Transaction, saga: Saga, depth: int, children: list[Child]) -> None:
     for saga_id, name, address, plan, given, parent in children:
-        create(tx, name, address, plan, encode(given).decode(), saga_id=saga_id, parent=parent,
+        create(tx, name, address, plan, encode(given).decode(), saga_id=saga_id, parent=parent, depth=depth,
                traceparent=saga.traceparent)  # fmt: skip
 
 

@@ -109,11 +109,12 @@ def times_after(schedule: Any, moment: datetime) -> Iterator[datetime]:
             for found in CronSim(schedule.cron, moment.astimezone(ZoneInfo(schedule.time_zone)))
         )
         return
-    interval = schedule.interval_seconds
-    count = int((moment - schedule.created_at).total_seconds() // interval)
+    # In whole microseconds: a quotient of floats says of the very moment that is due that it is still to come.
+    interval = timedelta(seconds=schedule.interval_seconds)
+    count = (moment - schedule.created_at) // interval
     while True:
         count += 1
-        yield schedule.created_at + timedelta(seconds=count * interval)
+        yield schedule.created_at + count * interval
 
 
 def due_times(schedule: Any, now: datetime) -> list[datetime]:

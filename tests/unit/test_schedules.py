@@ -1,12 +1,13 @@
 """When schedules are due."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sagas.services.schedules import MOST, due_times
+from sagas.services.schedules import MOST, due_times, times_after
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = START + timedelta(days=400, seconds=30)
@@ -34,6 +35,15 @@ def test_the_last_time_of_a_long_pause_is_found(said: dict[str, Any], last: date
 def test_no_more_than_so_many_times_are_made_up_for_at_once() -> None:
     found = due_times(schedule("all", cron="0 * * * *"), NOW)
     assert (found[0], len(found)) == (START + timedelta(hours=1), MOST)
+
+
+@pytest.mark.parametrize("interval", [1.0, 1.1, 1.3, 7.7, 60.1])
+def test_no_time_of_an_interval_comes_twice(interval: float) -> None:
+    every = schedule("all", interval_seconds=interval)
+    found = [START]
+    for _ in range(3000):
+        found.append(next(times_after(every, found[-1])))
+    assert {later - earlier for earlier, later in pairwise(found)} == {timedelta(seconds=interval)}
 
 
 def test_what_is_late_counts_as_missed_and_what_is_not_as_due() -> None:
