@@ -175,7 +175,12 @@ class Course:
 
     def _asked_after_pivot(self) -> list[StepPlan]:
         steps = self.plan.steps.values() if self.is_pivot_passed else ()
-        return [step for step in steps if step.kind == "call" and self._action(step.name).status in GOING]
+        return [step for step in steps if step.kind == "call" and self._is_asked(step.name)]
+
+    def _is_asked(self, name: str) -> bool:
+        """Is an attempt under way, or about to be? A task that nobody has fetched may wait for long."""
+        status = self._action(name).status
+        return (name, "action") in self.leases if status == "queued" else status in GOING
 
     def _is_under_way(self, step: StepPlan) -> bool:
         """May the action still come to have its effect?"""

@@ -202,6 +202,8 @@ def store(tx: Transaction, saga: Saga, course: Course) -> None:
     let_go(tx, saga, course)
     note(tx, saga, course)
     begin_children(tx, saga, course.saga.depth + 1, children)
+    # All at once: each that is met one by one has the whole batch decided again.
+    tx.load(*((Saga, tx.address(child)) for child in (*course.recalls, *course.ended)))
     for child in course.recalls:
         recall(tx, child, saga.name)
     for child in course.ended:
