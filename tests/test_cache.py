@@ -28,6 +28,7 @@ from core.encoding import decode
 from core.models import Namespace
 from core.operations import Operation, registry
 from core.runtime import runtime
+from core.types import encode_cursor
 from tests.doors import DOORS, Door, Lane, Refused, Served
 
 
@@ -529,6 +530,9 @@ def noise(length: int) -> str:
         ("cache.incr", {"key": "a", "by": 2**53, "initial": -(2**53)}, {"/by", "/initial"}),
         ("cache.touch", {"key": "a", "ttl_seconds": 10**7}, {"/ttl_seconds"}),
         ("cache.find", {"limit": 0, "cursor": "e"}, {"/limit", "/cursor"}),
+        ("cache.find", {"cursor": encode_cursor(f"{10**20 - 1}:0")}, {"/cursor"}),
+        ("cache.find", {"cursor": encode_cursor(f"{2**64}:0")}, {"/cursor"}),
+        ("cache.find", {"cursor": encode_cursor("٣:0")}, {"/cursor"}),
         ("caches.put", {"default_ttl_seconds": 0, "max_value_bytes": 2**40, "on_error": "x"},
             {"/default_ttl_seconds", "/max_value_bytes", "/on_error"}),
         ("caches.put", {"default_ttl_seconds": 20, "max_ttl_seconds": 10}, {"/default_ttl_seconds"}),
