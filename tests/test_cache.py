@@ -350,6 +350,15 @@ def test_numbers_are_counted(call: Door) -> None:
     assert call("cache.get", key="a")["value"] == 2**53 - 1
 
 
+def test_nothing_is_added_to_a_number_that_is_too_large(lane: Lane) -> None:
+    for number, by in ((2**53 + 1, -5), (-(2**53), 1), (10**17, -1)):
+        lane("cache.put", key="a", value=number)
+        assert refusal(lane, "cache.incr", key="a", by=by).code == "not_a_number"
+        assert lane("cache.get", key="a")["value"] == number
+    lane("cache.put", key="a", value=2**53 - 1)
+    assert lane("cache.incr", key="a", by=-5)["value"] == 2**53 - 6
+
+
 def test_a_value_that_is_good_still_lives_on(call: Door) -> None:
     call("cache.put", key="a", value=1, ttl_seconds=0.5, tags=["red"])
     touched = call("cache.touch", key="a", ttl_seconds=60)
@@ -500,6 +509,30 @@ def test_what_was_there_before_the_quota_gives_nothing_back(call: Door) -> None:
     for key in ("before", "after"):
         call("cache.delete", key=key)
     assert 0 <= call("cache.stats")["bytes_used"] < used
+
+
+def test_what_an_earlier_generation_held_gives_nothing_back(call: Door, store: Any) -> None:
+    call("caches.put", quota_bytes=10_000)
+    for n in range(8):
+        call("cache.put", key=f"k{n}", value=noise(900))
+    for evicted in (b":clocks", b":use"):
+        for name in names(store, call.namespace):
+            if name.endswith(evicted):
+                store.delete(name)
+        for n in range(8):
+            call("cache.put", key=f"k{n}", value=noise(900))
+        assert 8 * 900 < call("cache.stats")["bytes_used"] <= 10_000
+        assert refusal(call, "cache.put", key="more", value=noise(2900)).code == "cache_full"
+
+
+def test_what_is_deleted_of_an_earlier_generation_gives_nothing_back(call: Door, store: Any) -> None:
+    call("caches.put", quota_bytes=10_000)
+    call("cache.put", key="before", value=noise(2000))
+    if clocks := [name for name in names(store, call.namespace) if name.endswith(b":clocks")]:
+        store.delete(*clocks)
+        call("cache.put", key="after", value=noise(3000))
+        call("cache.delete", key="before")
+        assert call("cache.stats")["bytes_used"] > 2000
 
 
 def noise(length: int) -> str:
