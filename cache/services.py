@@ -35,7 +35,6 @@ from cache.types import (
     Invalidated,
     Key,
     Lease,
-    Missing,
     Mode,
     NewValue,
     OnError,
@@ -54,6 +53,7 @@ from cache.values import (
     NEGATIVE,
     about,
     cached,
+    cached_many,
     check_ttl,
     default_ttl,
     instant,
@@ -299,21 +299,11 @@ async def get_many(
     except Unavailable as error:
         check_lenient(call, await caches.settings(call.namespace), error)
         found = [Found("miss")] * len(wanted)
-    for each in found:
-        if each.state != "left":
+    answer = await aside(sum(len(each.data) for each in found), cached_many, wanted, found)
+    left = set(answer.left_out)
+    for key, each in zip(wanted, found, strict=True):
+        if key not in left:
             count_found(call, each)
-    return await aside(sum(len(each.data) for each in found), cached_many, wanted, found)
-
-
-def cached_many(keys: Sequence[str], found: Sequence[Found]) -> CachedMany:
-    answer = CachedMany([], [], [])
-    for key, each in zip(keys, found, strict=True):
-        if each.state == "miss":
-            answer.missing.append(Missing(key, each.as_of))
-        elif each.state == "left":
-            answer.left_out.append(key)
-        else:
-            answer.items.append(cached(key, each))
     return answer
 
 

@@ -683,6 +683,22 @@ def test_many_large_values_are_not_all_in_one_answer(lane: Lane) -> None:
     )  # fmt: skip
 
 
+def test_many_values_that_compress_well_are_not_all_in_one_answer(lane: Lane) -> None:
+    keys = [f"k{n}" for n in range(40)]
+    for key in keys:
+        lane("cache.put", key=key, value="a" * 1_000_000)
+    wanted, rounds = [*keys, "x"], []
+    before = lane("cache.stats")["hits"]
+    while wanted:
+        found = lane("cache.get_many", keys=wanted)
+        assert missing(found) == ["x"]
+        rounds.append([each["key"] for each in found["items"]])
+        wanted = found["left_out"] and [*found["left_out"], "x"]
+    assert [len(each) for each in rounds] == [16, 16, 8]
+    assert sum(rounds, []) == keys
+    assert lane("cache.stats")["hits"] == before + 40
+
+
 def test_large_values_are_compressed_where_that_pays(lane: Lane) -> None:
     for value in ({"text": "again and " * 50_000}, {"noise": noise(2000)}, {"text": "again and " * 150}):
         lane("cache.put", key="a", value=value)
