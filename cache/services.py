@@ -233,13 +233,17 @@ async def get(
 async def search(call: Call, key: str, lease_seconds: float | None, wait_seconds: float) -> Found:
     token, lease_ms = (token_hex(8), milliseconds(lease_seconds)) if lease_seconds else ("", 0)
     deadline = monotonic() + wait_seconds if wait_seconds else 0.0
+    pause = PAUSES[0]
     while True:
         found = await backend.get(call.namespace, key, token, lease_ms)
         if found.state != "miss" or found.lease or not wait_seconds:
             return found
         if (left := deadline - monotonic()) <= 0:
             return found
-        await loaded(call, key, left)
+        if found.lease_ms > 0:  # somebody loads it, and will soon be done
+            pause = PAUSES[0]
+        await loaded(call, key, left, pause)
+        pause = min(2 * pause, PAUSES[1])
 
 
 _looking: dict[
@@ -247,15 +251,16 @@ _looking: dict[
 ] = {}  # for values that others load: one look for all who wait
 
 
-async def loaded(call: Call, key: str, seconds: float) -> None:
-    """Wait until a value is there or nobody loads it any more, but no longer than this.
+async def loaded(call: Call, key: str, seconds: float, pause: float) -> None:
+    """Wait until a value is there or nobody loads it any more, but no longer than this. Parameters: `pause`, before the
+    first look: who has seen that nobody loads it need not look again at once.
 
     Raises: Unavailable.
     """
     place = (call.namespace.name, key)
     task = _looking.get(place)
     if task is None:
-        task = _looking[place] = runtime.spawn(look(call, key))
+        task = _looking[place] = runtime.spawn(look(call, key, pause))
         task.add_done_callback(lambda done: looked(place, done))
     await asyncio.wait((task,), timeout=seconds)
     if task.done():
@@ -268,8 +273,7 @@ def looked(place: tuple[str, str], task: "asyncio.Task[None]") -> None:
         task.exception()  # whoever still waits for it has it
 
 
-async def look(call: Call, key: str) -> None:
-    pause = PAUSES[0]
+async def look(call: Call, key: str, pause: float) -> None:
     while True:
         await asyncio.sleep(pause * (0.75 + random() / 2))
         if runtime.stopping:

@@ -287,6 +287,18 @@ def test_a_wait_has_an_end(waiting: Door) -> None:
     assert (problem["lease"], problem["as_of"] is not None) == (None, True)
 
 
+def test_who_waits_for_what_nobody_loads_looks_ever_more_seldom(lane: Lane, monkeypatch: Any) -> None:
+    looks, peek = [], services.backend.peek
+
+    async def counted(*about: Any) -> str:
+        looks.append(about)
+        return await peek(*about)
+
+    monkeypatch.setattr(services.backend, "peek", counted)
+    miss(lane, "a", wait_seconds=1.2)
+    assert 1 <= len(looks) <= 12
+
+
 def test_who_waits_takes_the_lease_over(waiting: Door) -> None:
     miss(waiting, "a", lease_seconds=0.3)
     assert miss(waiting, "a", lease_seconds=5, wait_seconds=10)["lease"]
