@@ -35,7 +35,6 @@ from cache.types import (
     Invalidated,
     Key,
     Lease,
-    Missing,
     Mode,
     NewValue,
     OnError,
@@ -54,6 +53,7 @@ from cache.values import (
     NEGATIVE,
     about,
     cached,
+    cached_many,
     check_ttl,
     default_ttl,
     instant,
@@ -233,13 +233,17 @@ async def get(
 async def search(call: Call, key: str, lease_seconds: float | None, wait_seconds: float) -> Found:
     token, lease_ms = (token_hex(8), milliseconds(lease_seconds)) if lease_seconds else ("", 0)
     deadline = monotonic() + wait_seconds if wait_seconds else 0.0
+    pause = PAUSES[0]
     while True:
         found = await backend.get(call.namespace, key, token, lease_ms)
         if found.state != "miss" or found.lease or not wait_seconds:
             return found
         if (left := deadline - monotonic()) <= 0:
             return found
-        await loaded(call, key, left)
+        if found.lease_ms > 0:  # somebody loads it, and will soon be done
+            pause = PAUSES[0]
+        await loaded(call, key, left, pause)
+        pause = min(2 * pause, PAUSES[1])
 
 
 _looking: dict[
@@ -247,15 +251,16 @@ _looking: dict[
 ] = {}  # for values that others load: one look for all who wait
 
 
-async def loaded(call: Call, key: str, seconds: float) -> None:
-    """Wait until a value is there or nobody loads it any more, but no longer than this.
+async def loaded(call: Call, key: str, seconds: float, pause: float) -> None:
+    """Wait until a value is there or nobody loads it any more, but no longer than this. Parameters: `pause`, before the
+    first look: who has seen that nobody loads it need not look again at once.
 
     Raises: Unavailable.
     """
     place = (call.namespace.name, key)
     task = _looking.get(place)
     if task is None:
-        task = _looking[place] = runtime.spawn(look(call, key))
+        task = _looking[place] = runtime.spawn(look(call, key, pause))
         task.add_done_callback(lambda done: looked(place, done))
     await asyncio.wait((task,), timeout=seconds)
     if task.done():
@@ -268,8 +273,7 @@ def looked(place: tuple[str, str], task: "asyncio.Task[None]") -> None:
         task.exception()  # whoever still waits for it has it
 
 
-async def look(call: Call, key: str) -> None:
-    pause = PAUSES[0]
+async def look(call: Call, key: str, pause: float) -> None:
     while True:
         await asyncio.sleep(pause * (0.75 + random() / 2))
         if runtime.stopping:
@@ -299,21 +303,11 @@ async def get_many(
     except Unavailable as error:
         check_lenient(call, await caches.settings(call.namespace), error)
         found = [Found("miss")] * len(wanted)
-    for each in found:
-        if each.state != "left":
+    answer = await aside(sum(len(each.data) for each in found), cached_many, wanted, found)
+    left = set(answer.left_out)
+    for key, each in zip(wanted, found, strict=True):
+        if key not in left:
             count_found(call, each)
-    return await aside(sum(len(each.data) for each in found), cached_many, wanted, found)
-
-
-def cached_many(keys: Sequence[str], found: Sequence[Found]) -> CachedMany:
-    answer = CachedMany([], [], [])
-    for key, each in zip(keys, found, strict=True):
-        if each.state == "miss":
-            answer.missing.append(Missing(key, each.as_of))
-        elif each.state == "left":
-            answer.left_out.append(key)
-        else:
-            answer.items.append(cached(key, each))
     return answer
 
 

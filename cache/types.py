@@ -42,8 +42,9 @@ Base64 = Annotated[str, Field(max_length=(LARGEST + 2) // 3 * 4)]
 
 
 def check_place(cursor: str) -> str:
-    """A place in Redis, or a colon and a key."""
-    if not re.fullmatch(r"\d{1,20}:\d{1,9}|:.+", cursor):
+    """A place in Redis, whose cursors have 64 bits, or a colon and a key."""
+    place = re.fullmatch(r"([0-9]{1,20}):[0-9]{1,9}|:.+", cursor)
+    if not place or int(place[1] or 0) >= 2**64:
         raise PydanticCustomError("cursor", "a next_cursor as it was given")
     return cursor
 

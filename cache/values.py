@@ -3,15 +3,15 @@
 import hashlib
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from orjson import Fragment
 
-from cache.backends import Found, Item
+from cache.backends import ENOUGH, Found, Item
 from cache.errors import ValueTooLarge
-from cache.types import Cached, CacheItem, CacheSettings, CacheStats
+from cache.types import Cached, CachedMany, CacheItem, CacheSettings, CacheStats, Missing
 from core.errors import Invalid
 
 JSON, BINARY, NEGATIVE = "j", "b", "n"  # the first letter of a kind; the second says whether it is compressed
@@ -124,13 +124,45 @@ def compressed(data: bytes) -> tuple[bytes, str]:
 
 def cached(key: str, found: Found) -> Cached:
     """What is answered of something that was found."""
-    kind, how, content_type = found.kind[0], found.kind[1], found.kind[2:]
-    data = zlib.decompress(found.data) if how == COMPRESSED else found.data
+    return told(key, found, data_of(found))
+
+
+def data_of(found: Found) -> bytes:
+    return zlib.decompress(found.data) if found.kind[1] == COMPRESSED else found.data
+
+
+def told(key: str, found: Found, data: bytes) -> Cached:
+    kind, content_type = found.kind[0], found.kind[2:]
     return Cached(
         key, Fragment(data) if kind == JSON else None, b64encode(data).decode() if kind == BINARY else None,
         "application/json" if kind == JSON else content_type, found.tags, found.etag, instant(found.created),
         instant(found.fresh), instant(found.ends), found.state == "stale", kind == NEGATIVE, found.as_of, found.lease,
     )  # fmt: skip
+
+
+def cached_many(keys: Sequence[str], found: Sequence[Found]) -> CachedMany:
+    """What is answered of many. The backend left out what was too much as it is kept; unpacked it can be a hundred
+    times as much. From the first that is too much then, all are left out: how large they are is known only unpacked.
+    """
+    answer, size = CachedMany([], [], []), 0
+    for key, each in zip(keys, found, strict=True):
+        if each.state == "miss":
+            answer.missing.append(Missing(key, each.as_of))
+        elif each.state == "left" or size > ENOUGH:
+            answer.left_out.append(key)
+        else:
+            data = data_of(each)
+            size += size_of(each, data)
+            if size > ENOUGH and answer.items:
+                answer.left_out.append(key)
+            else:
+                answer.items.append(told(key, each, data))
+    return answer
+
+
+def size_of(found: Found, data: bytes) -> int:
+    """Bytes that a value takes in an answer."""
+    return (len(data) + 2) // 3 * 4 if found.kind[0] == BINARY else len(data)
 
 
 def about(key: str, found: Found) -> CacheItem:

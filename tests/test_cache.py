@@ -28,6 +28,7 @@ from core.encoding import decode
 from core.models import Namespace
 from core.operations import Operation, registry
 from core.runtime import runtime
+from core.types import encode_cursor
 from tests.doors import DOORS, Door, Lane, Refused, Served
 
 
@@ -286,6 +287,18 @@ def test_a_wait_has_an_end(waiting: Door) -> None:
     assert (problem["lease"], problem["as_of"] is not None) == (None, True)
 
 
+def test_who_waits_for_what_nobody_loads_looks_ever_more_seldom(lane: Lane, monkeypatch: Any) -> None:
+    looks, peek = [], services.backend.peek
+
+    async def counted(*about: Any) -> str:
+        looks.append(about)
+        return await peek(*about)
+
+    monkeypatch.setattr(services.backend, "peek", counted)
+    miss(lane, "a", wait_seconds=1.2)
+    assert 1 <= len(looks) <= 12
+
+
 def test_who_waits_takes_the_lease_over(waiting: Door) -> None:
     miss(waiting, "a", lease_seconds=0.3)
     assert miss(waiting, "a", lease_seconds=5, wait_seconds=10)["lease"]
@@ -347,6 +360,15 @@ def test_numbers_are_counted(call: Door) -> None:
     call("cache.put", key="a", value=2**53 - 1)
     assert refusal(call, "cache.incr", key="a").code == "not_a_number"
     assert call("cache.get", key="a")["value"] == 2**53 - 1
+
+
+def test_nothing_is_added_to_a_number_that_is_too_large(lane: Lane) -> None:
+    for number, by in ((2**53 + 1, -5), (-(2**53), 1), (10**17, -1)):
+        lane("cache.put", key="a", value=number)
+        assert refusal(lane, "cache.incr", key="a", by=by).code == "not_a_number"
+        assert lane("cache.get", key="a")["value"] == number
+    lane("cache.put", key="a", value=2**53 - 1)
+    assert lane("cache.incr", key="a", by=-5)["value"] == 2**53 - 6
 
 
 def test_a_value_that_is_good_still_lives_on(call: Door) -> None:
@@ -501,6 +523,30 @@ def test_what_was_there_before_the_quota_gives_nothing_back(call: Door) -> None:
     assert 0 <= call("cache.stats")["bytes_used"] < used
 
 
+def test_what_an_earlier_generation_held_gives_nothing_back(call: Door, store: Any) -> None:
+    call("caches.put", quota_bytes=10_000)
+    for n in range(8):
+        call("cache.put", key=f"k{n}", value=noise(900))
+    for evicted in (b":clocks", b":use"):
+        for name in names(store, call.namespace):
+            if name.endswith(evicted):
+                store.delete(name)
+        for n in range(8):
+            call("cache.put", key=f"k{n}", value=noise(900))
+        assert 8 * 900 < call("cache.stats")["bytes_used"] <= 10_000
+        assert refusal(call, "cache.put", key="more", value=noise(2900)).code == "cache_full"
+
+
+def test_what_is_deleted_of_an_earlier_generation_gives_nothing_back(call: Door, store: Any) -> None:
+    call("caches.put", quota_bytes=10_000)
+    call("cache.put", key="before", value=noise(2000))
+    if clocks := [name for name in names(store, call.namespace) if name.endswith(b":clocks")]:
+        store.delete(*clocks)
+        call("cache.put", key="after", value=noise(3000))
+        call("cache.delete", key="before")
+        assert call("cache.stats")["bytes_used"] > 2000
+
+
 def noise(length: int) -> str:
     return "".join(random.choices(string.ascii_letters, k=length))
 
@@ -529,6 +575,9 @@ def noise(length: int) -> str:
         ("cache.incr", {"key": "a", "by": 2**53, "initial": -(2**53)}, {"/by", "/initial"}),
         ("cache.touch", {"key": "a", "ttl_seconds": 10**7}, {"/ttl_seconds"}),
         ("cache.find", {"limit": 0, "cursor": "e"}, {"/limit", "/cursor"}),
+        ("cache.find", {"cursor": encode_cursor(f"{10**20 - 1}:0")}, {"/cursor"}),
+        ("cache.find", {"cursor": encode_cursor(f"{2**64}:0")}, {"/cursor"}),
+        ("cache.find", {"cursor": encode_cursor("٣:0")}, {"/cursor"}),
         ("caches.put", {"default_ttl_seconds": 0, "max_value_bytes": 2**40, "on_error": "x"},
             {"/default_ttl_seconds", "/max_value_bytes", "/on_error"}),
         ("caches.put", {"default_ttl_seconds": 20, "max_ttl_seconds": 10}, {"/default_ttl_seconds"}),
@@ -644,6 +693,22 @@ def test_many_large_values_are_not_all_in_one_answer(lane: Lane) -> None:
     assert ([each["key"] for each in found["items"]], missing(found), found["left_out"]) == (
         ["k0", "k1"], ["x"], ["k2", "k3"],
     )  # fmt: skip
+
+
+def test_many_values_that_compress_well_are_not_all_in_one_answer(lane: Lane) -> None:
+    keys = [f"k{n}" for n in range(40)]
+    for key in keys:
+        lane("cache.put", key=key, value="a" * 1_000_000)
+    wanted, rounds = [*keys, "x"], []
+    before = lane("cache.stats")["hits"]
+    while wanted:
+        found = lane("cache.get_many", keys=wanted)
+        assert missing(found) == ["x"]
+        rounds.append([each["key"] for each in found["items"]])
+        wanted = found["left_out"] and [*found["left_out"], "x"]
+    assert [len(each) for each in rounds] == [16, 16, 8]
+    assert sum(rounds, []) == keys
+    assert lane("cache.stats")["hits"] == before + 40
 
 
 def test_large_values_are_compressed_where_that_pays(lane: Lane) -> None:

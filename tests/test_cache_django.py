@@ -106,7 +106,10 @@ def test_any_key_is_a_key(cache: SyrosCache, key: Any) -> None:
 def test_a_value_is_added_only_where_there_is_none(cache: SyrosCache) -> None:
     assert cache.add("key", "first") is True
     assert cache.add("key", "second") is False
-    assert cache.get("key") == "first"
+    for timeout in (0, -1):
+        assert cache.add("key", "third", timeout=timeout) is False
+        assert cache.add("nothing", "value", timeout=timeout) is True
+    assert (cache.get("key"), cache.get("nothing")) == ("first", None)
 
 
 def test_a_value_has_a_time(cache: SyrosCache) -> None:
@@ -204,6 +207,13 @@ def test_what_is_too_large_takes_the_old_value_along(
     cache.set("key", b"x" * (1 << 20) + b"x")
     assert cache.get("key") is None
     assert "value_too_large" in caplog.text
+
+
+def test_of_many_what_is_too_large_takes_the_old_value_along(cache: SyrosCache) -> None:
+    for size in (1 << 20, 16 << 20):  # more than a value may have, more than a request may
+        cache.set_many({"small": "old", "large": "old"})
+        assert cache.set_many({"small": "new", "large": b"x" * size + b"x"}) == ["large"]
+        assert cache.get_many(["small", "large"]) == {"small": "new"}
 
 
 def test_it_is_all_there_asynchronously(cache: SyrosCache) -> None:

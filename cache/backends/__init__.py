@@ -48,7 +48,7 @@ class Found:
     size: int = 0  # where only that was asked for
 
 
-ENOUGH = 16 << 20  # bytes of values in one answer
+ENOUGH = 16 << 20  # bytes of values in one answer, as they are kept and as they are told
 
 
 class Backend(Protocol):

@@ -162,8 +162,10 @@ TOUCH = f"""with {READ}, touched as (
 
 TEXT = "encode(cache_item.data, 'escape')"
 IS_NUMBER = f"(cache_item.kind = 'j-' and {TEXT} ~ '^-?[0-9]{{1,16}}$')"
+# Nothing is added to what is too large already: in Redis it is not exact.
 SUM = f"""(case when not {LIVE} then %(first)s::bigint
-    when {IS_NUMBER} then {TEXT}::bigint + %(by)s::bigint end)"""
+    when {IS_NUMBER} then case when abs({TEXT}::bigint) <= %(largest)s::bigint
+        then {TEXT}::bigint + %(by)s::bigint end end)"""
 # Of a number that was counted, the etag stands for the hash that this server cannot make: `~` and the number.
 INCR = f"""with {TICK}
 insert into cache_item (namespace_id, key, generation, as_of, written, created, fresh, ends, etag, kind, tags, data,

@@ -8,6 +8,7 @@ if state ~= 'miss' then
   local text = value_of(raw, at)
   if head[KIND] ~= 'j-' or not text:match('^%-?%d+$') then return { 'no_number' } end
   number = tonumber(text)
+  if math.abs(number) > largest then return { 'too_large' } end  -- it is not the number of that text
 else
   head = { known[1], 0, now, now + ttl, now + ttl, '', 'j-', { unpack(ARGV, 8) }, now }
 end

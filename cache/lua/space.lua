@@ -13,7 +13,7 @@
 local call, format, floor, unpack_one = redis.call, string.format, math.floor, cmsgpack.unpack_one
 local SPACE, RUN, CLOCKS = KEYS[1], ARGV[1], KEYS[1] .. 'clocks'
 local LONGEST_LOAD = 300000  -- ms from a miss to the put that answers it
--- Of an item's head. BEGUN: when its load did. COUNTED: there was a quota when it was written.
+-- Of an item's head. BEGUN: when its load did. COUNTED: in which tally; false if there was no quota when it was written.
 local GEN, AS_OF, CREATED, FRESH, ENDS, ETAG, KIND, TAGS, BEGUN, COUNTED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 local time = call('TIME')
@@ -88,8 +88,19 @@ end
 -- is evicted counts until then.
 local USE, OVERHEAD = SPACE .. 'use', 120
 
+-- What the tally is called since it began. A new one begins with a generation, or when it is evicted: what was counted in
+-- an earlier one is not in it, and gives nothing back.
+local function tally()
+  local name = call('HGET', USE, 'name')
+  if not name then
+    name = format('%d', now)
+    call('HSET', USE, 'name', name)
+  end
+  return name
+end
+
 local function count(key, head, raw, sign)
-  if not head[COUNTED] then return end
+  if head[COUNTED] ~= tally() then return end
   local size = sign * (#key + #raw + OVERHEAD)
   call('HINCRBY', USE, format('%d', floor(head[ENDS] / 60000) + 1), size)
   call('HINCRBY', USE, 'all', size)
@@ -118,7 +129,7 @@ end
 
 -- Replace an item; false where there is no room. `quota` is empty where there is none.
 local function write(key, head, value, quota)
-  head[COUNTED] = quota ~= ''
+  head[COUNTED] = quota ~= '' and tally()
   local raw = cmsgpack.pack(head) .. value
   if quota ~= '' then
     local old, old_raw = load(key)

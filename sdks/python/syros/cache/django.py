@@ -166,6 +166,8 @@ class SyrosCache(BaseCache):
         return answer["stored"]
 
     def _add(self, key: str, value: Any, timeout: Any, tags: Iterable[str], stale: float) -> Steps:
+        if self._ttl(timeout) <= 0:  # there would be nothing to put; what is there stays
+            return not (yield from self._has(key))
         try:
             return (yield from self._set(key, value, timeout, tags, stale, {"only_if_absent": True}))
         except Refused as refused:
@@ -219,9 +221,22 @@ class SyrosCache(BaseCache):
             {"key": name, **self._body(name, value, ttl, tags, stale)} for name, (_, value) in values.items()
         ]
         for part in parts(bodies):
-            answer = yield Ask("POST", "cache/put-many", {"items": part})
-            failed += [values[item["key"]][0] for item in answer["items"] if not item["stored"]]
+            items = yield from self._put_many(part)
+            failed += [values[item["key"]][0] for item in items if not item["stored"]]
+            # What was there is not what was meant to be there.
+            yield from self._delete_many(
+                [item["key"] for item in items if item["code"] == "value_too_large"]
+            )
         return failed
+
+    def _put_many(self, part: Sequence[dict[str, Any]]) -> Steps:
+        """What became of each; of one that is too large for a request of its own, the same as in one with others."""
+        try:
+            return (yield Ask("POST", "cache/put-many", {"items": part}))["items"]
+        except Refused as refused:
+            if refused.status != 413:
+                raise
+            return [{"key": body["key"], "stored": False, "code": "value_too_large"} for body in part]
 
     def _delete_many(self, keys: Iterable[str]) -> Steps:
         for key in keys:
