@@ -343,6 +343,44 @@ def test_loops_within_loops_are_refused() -> None:
         compile_condition(loops(18))
 
 
+NUMBERS = list(range(500))
+ROWS = [{"sku": f"s{n}", "price": n} for n in range(2000)]
+
+
+@pytest.mark.parametrize(
+    "text", ["size(input.l.map(x, input.l)) > 0", "input.l.map(x, x + x).map(y, y) == []",
+             "size(input.rows.map(x, x)) > 0",
+             "input.l.exists(x, x in input.l && false)", "input.l.existsOne(x, input.l.exists(y, x in input.l))",
+             "size(r'\\') == 1 && input.l.map(x, input.l) == [] && size('a') == 1",
+             "1 == 1 // '\n && [] == input.l.map(x, input.l)",
+             f"[{','.join('1' * 600)}].map(x, [{','.join('1' * 300)}]) == []",
+             f"size({'+'.join(['input.l'] * 200)}) > 0",
+             "input.l.exists(x, 'a'.matches('(\\\\w{100}){2}'))", " || ".join(["'a'.matches('(\\\\w{99}){2}')"] * 60)],
+)  # fmt: skip
+def test_expression_that_would_take_long_is_not_begun(text: str) -> None:
+    condition = compile_condition(text)
+    start = perf_counter()
+    with pytest.raises(MappingError, match="too much for an expression"):
+        condition.render({"input": {"l": NUMBERS, "rows": ROWS}})
+    assert perf_counter() - start < 0.05
+
+
+@pytest.mark.parametrize(
+    "text", ["input.rows.exists(i, i.price > 1000)", "size(input.rows) == 2000", "input.few.map(i, i.sku) != []",
+             "input.few.all(i, input.few.exists(j, j.sku == i.sku))", "input.few.filter(i, i.price > 3).size() > 0",
+             "'s1' in input.few.map(i, i.sku)", "input.text.matches('^[a-z]+$')"],
+)  # fmt: skip
+def test_expressions_over_lists_of_a_usual_length(text: str) -> None:
+    assert compile_condition(text).render({"input": {"rows": ROWS, "few": ROWS[:50], "text": "abc"}})
+
+
+def test_what_an_expression_does_not_look_at_costs_nothing() -> None:
+    scope = {"input": {"big": list(range(100_000)), "yes": True, "size": 3}}
+    assert compile_condition("input.yes && !has(input.no) && input . size == 3").render(scope)
+    with pytest.raises(MappingError):
+        compile_condition("size(input) > 0").render(scope)
+
+
 def test_the_command_line_of_cel_is_not_loaded_along() -> None:
     asked = "import sys, sagas.mapping; sys.exit('typer' in sys.modules or 'cel' not in sys.modules)"
     assert (
