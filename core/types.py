@@ -61,6 +61,11 @@ def _is_nul(value: Any) -> bool:
     return isinstance(value, str) and "\x00" in value
 
 
+def holds_nul(value: Any) -> bool:
+    """Does this JSON hold what no PostgreSQL text may?"""
+    return _holds(value, _is_nul)
+
+
 def _is_no_number(value: Any) -> bool:
     return isinstance(value, float) and not isfinite(value)
 
@@ -72,7 +77,7 @@ def to_json_text(value: Any) -> str:
         text = encode(value).decode()
     except (TypeError, ValueError) as error:
         raise PydanticCustomError("not_json", "{why}", {"why": str(error)[:200]}) from None
-    if "\\u0000" in text and _holds(value, _is_nul):
+    if "\\u0000" in text and holds_nul(value):
         raise PydanticCustomError("nul_character", "no NUL characters")
     if "null" in text and _holds(value, _is_no_number):
         raise PydanticCustomError("not_json", "no infinities and no NaN")

@@ -21,6 +21,7 @@ from django.conf import settings
 from google.protobuf.message import DecodeError
 
 from core.callers import Namespace
+from core.types import holds_nul
 from discovery.addresses import Addresses, NotSent
 from discovery.directory import Place, directory
 from discovery.grpc_client import Client as GrpcClient
@@ -307,6 +308,8 @@ def output(body: bytes) -> Outcome:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
         return Outcome("unknown", code="bad_body", message="The answer's body is no JSON.")
+    if b"\\u0000" in body and holds_nul(found):
+        return Outcome("unknown", code="bad_body", message="The answer's body has NUL characters.")
     if is_deep(found):
         return Outcome(
             "unknown", code="bad_body", message=f"The answer's body nests deeper than {MAX_DEPTH}."

@@ -90,10 +90,27 @@ def test_output_is_what_it_answers(body: bytes, output: Any) -> None:
     assert (meaning(answer(200, body)).kind, meaning(answer(200, body)).output) == ("succeeded", output)
 
 
-@pytest.mark.parametrize("body", [b"{", b"<html>", b"NaN", b"1 2", b"\xff", b'"\\ud800"', b"'a'"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"<html>",
+        b"NaN",
+        b"1 2",
+        b"\xff",
+        b'"\\ud800"',
+        b"'a'",
+        b'{"x": "a\\u0000b"}',
+        b'[{"\\u0000": 1}]',
+    ],
+)
 def test_nobody_knows_what_became_of_a_success_that_cannot_be_read(body: bytes) -> None:
     outcome = meaning(answer(200, body))
     assert (outcome.kind, outcome.code, outcome.output) == ("unknown", "bad_body", None)
+
+
+def test_output_that_only_speaks_of_nul_is_one() -> None:
+    assert meaning(answer(200, b'"a\\\\u0000"')).output == "a\\u0000"
 
 
 def test_output_that_nests_too_deeply_is_none() -> None:
@@ -230,7 +247,9 @@ def test_what_says_nothing_means_that_nobody_knows(body: bytes) -> None:
     assert (outcome.kind, outcome.code) == ("unknown", "bad_body")
 
 
-@pytest.mark.parametrize("body", [b"{", b"NaN", b'"\xff"', b"[" * 400 + b"]" * 400, b" " * (1 << 20) + b"1"])
+@pytest.mark.parametrize(
+    "body", [b"{", b"NaN", b'"\xff"', b"[" * 400 + b"]" * 400, b" " * (1 << 20) + b"1", b'"\\u0000"']
+)
 def test_nobody_knows_what_became_of_a_success_over_grpc_that_cannot_be_read(body: bytes) -> None:
     outcome = meaning_of_reply(said(succeeded={"output": body}))
     assert (outcome.kind, outcome.code, outcome.output) == ("unknown", "bad_body", None)
