@@ -98,8 +98,8 @@ class Mirror:
 
 
 def below(prefix: bytes, key: bytes) -> str:
-    """What a key is called under a prefix: the slash between them is neither's, and no other one is lost, so that no two
-    keys under a prefix with its slash are called the same.
+    """What a key is called under a prefix: the slash between them is neither's, and no other one is lost: no two keys
+    under a prefix with its slash are called the same.
 
     Raises: UnicodeDecodeError.
     """

@@ -126,7 +126,7 @@ def test_lines_say_again_what_they_were_told(values: dict[str, Any]) -> None:
 
 
 def test_lines_of_others_are_read() -> None:
-    lines = "# why\n\nexport URL=db://x?a=b\nPORT=8080\nNAME='a b'\nLIST=[1, \"x\"]\nEMPTY=\nMODE=NaN\nLIMIT=-Infinity\n"
+    lines = "# why\n\nexport URL=db://x?a=b\nPORT=8080\nNAME='a b'\nLIST=[1, \"x\"]\nEMPTY=\nMODE=NaN\nLIMIT=-Infinity"
     assert files.read(lines, "env") == {
         "URL": "db://x?a=b", "PORT": 8080, "NAME": "a b", "LIST": [1, "x"], "EMPTY": "", "MODE": "NaN",
         "LIMIT": "-Infinity",
