@@ -23,8 +23,10 @@ import cel  # noqa: E402
 
 Scope = dict[str, Any]
 Render = Callable[[Scope], Any]
+Part = Callable[[Scope, "Meter"], Any]
 ROOTS = ("input", "steps", "saga", "metadata")
 MAX_EXPRESSION = 2048  # characters
+LARGEST = 1 << 20  # bytes of JSON that a template may give
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')
 _PATH = re.compile(r"\s*([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+|\[[0-9]{1,9}\])*)\s*")
 # Strings and comments of CEL: nothing in them is code. A raw string knows no escapes.
@@ -57,6 +59,13 @@ class MappingError(Exception):
         self.detail, self.pointer = detail, pointer
 
 
+class TooLarge(MappingError):
+    """What a template gives is larger than what may be kept."""
+
+    def __init__(self) -> None:
+        super().__init__(f"what the template gives is larger than {LARGEST} bytes of JSON")
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """Something that is rendered when its scope is known, and the paths that it looks at."""
@@ -71,7 +80,15 @@ def compile_template(value: Any) -> Template:
     Raises: MappingError.
     """
     paths: set[tuple[str, ...]] = set()
-    render = _compile(value, paths, "")
+    compiled, written = _compile(value, paths, ""), len(encode(value))
+
+    def render(scope: Scope) -> Any:
+        meter = Meter()
+        found = compiled(scope, meter)
+        if meter.size + written > LARGEST and len(encode(found)) > LARGEST:
+            raise TooLarge
+        return found
+
     return Template(render, frozenset(paths))
 
 
@@ -92,27 +109,49 @@ def compile_condition(text: str) -> Template:
     return Template(render, frozenset(paths))
 
 
-def _compile(value: Any, paths: set[tuple[str, ...]], pointer: str) -> Render:
+class Meter:
+    """How large what was put into a template is so far: known before it is all put together."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def measured(self, value: Any) -> Any:
+        """Raises: TooLarge."""
+        self.size += len(encode(value))
+        if self.size > LARGEST:
+            raise TooLarge
+        return value
+
+
+def _compile(value: Any, paths: set[tuple[str, ...]], pointer: str) -> Part:
     if isinstance(value, str):
         return _text(value, paths, pointer)
     if isinstance(value, dict):
         members = {name: _compile(each, paths, f"{pointer}/{name}") for name, each in value.items()}
-        return lambda scope: {name: render(scope) for name, render in members.items()}
+        return lambda scope, meter: {name: render(scope, meter) for name, render in members.items()}
     if isinstance(value, list):
         items = [_compile(each, paths, f"{pointer}/{place}") for place, each in enumerate(value)]
-        return lambda scope: [render(scope) for render in items]
-    return lambda scope: value
+        return lambda scope, meter: [render(scope, meter) for render in items]
+    return lambda scope, meter: value
 
 
-def _text(text: str, paths: set[tuple[str, ...]], pointer: str) -> Render:
+def _text(text: str, paths: set[tuple[str, ...]], pointer: str) -> Part:
     parts = list(_parts(text, paths, pointer))
     if len(parts) == 1:
-        return parts[0] if callable(parts[0]) else _constant(parts[0])
-    return lambda scope: "".join(_plain(part(scope)) if callable(part) else part for part in parts)
+        return _whole(parts[0]) if callable(parts[0]) else _constant(parts[0])
+
+    def render(scope: Scope, meter: Meter) -> str:
+        return "".join(meter.measured(_plain(part(scope))) if callable(part) else part for part in parts)
+
+    return render
 
 
-def _constant(text: str) -> Render:
-    return lambda scope: text
+def _constant(text: str) -> Part:
+    return lambda scope, meter: text
+
+
+def _whole(render: Render) -> Part:
+    return lambda scope, meter: meter.measured(render(scope))
 
 
 def _parts(text: str, paths: set[tuple[str, ...]], pointer: str) -> Iterator[Any]:

@@ -381,6 +381,24 @@ def test_what_an_expression_does_not_look_at_costs_nothing() -> None:
         compile_condition("size(input) > 0").render(scope)
 
 
+@pytest.mark.parametrize(
+    "value", [["${input.big}"] * 60, {str(n): "${input}" for n in range(60_000)}, "${input.big}" * 6,
+              "${input.quotes}!", ["${= input.big }"] * 6, ["x" * 900_000, "${input.big}"]],
+)  # fmt: skip
+def test_what_a_template_gives_is_bounded_before_it_is_put_together(value: Any) -> None:
+    template = compile_template(value)
+    start = perf_counter()
+    with pytest.raises(MappingError, match="larger than 1048576 bytes"):
+        template.render({"input": {"big": "x" * 200_000, "quotes": '"' * 600_000}})
+    assert perf_counter() - start < 0.2
+
+
+def test_what_is_as_large_as_it_may_be_is_given() -> None:
+    text = "x" * ((1 << 20) - 2)
+    assert compile_template("${input}").render({"input": text}) == text
+    assert compile_template(["${input}"] * 5).render({"input": "x" * 200_000}) == ["x" * 200_000] * 5
+
+
 def test_the_command_line_of_cel_is_not_loaded_along() -> None:
     asked = "import sys, sagas.mapping; sys.exit('typer' in sys.modules or 'cel' not in sys.modules)"
     assert (
