@@ -225,9 +225,7 @@ class RedisCache:
     async def _names(self, namespace: Namespace, prefix: str, cursor: str) -> tuple[str, list[str]]:
         connection = await self._connection(namespace)
         begin = f"{self._space(namespace)}item:"
-        reply = await connection.ask(
-            "SCAN", cursor, "MATCH", literal(begin + prefix) + "*", "COUNT", LOOK_AT
-        )
+        reply = await connection.ask("SCAN", cursor, "MATCH", literal(begin + prefix) + "*", "COUNT", LOOK_AT)
         if isinstance(reply, ReplyError) and "invalid cursor" in str(reply):
             raise other_place()
         following, names = self.valkey.checked(connection, reply)

@@ -224,9 +224,7 @@ class SyrosCache(BaseCache):
             items = yield from self._put_many(part)
             failed += [values[item["key"]][0] for item in items if not item["stored"]]
             # What was there is not what was meant to be there.
-            yield from self._delete_many(
-                [item["key"] for item in items if item["code"] == "value_too_large"]
-            )
+            yield from self._delete_many([item["key"] for item in items if item["code"] == "value_too_large"])
         return failed
 
     def _put_many(self, part: Sequence[dict[str, Any]]) -> Steps:
