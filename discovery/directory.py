@@ -17,6 +17,7 @@ PLACES = f"""select i.id, i.address, i.port, i.scheme, i.weight, i.may_be_privat
     where s.id = any(%s) and {LISTED}"""
 ALL_PLACES = f"""select i.id, i.address, i.port, i.scheme, i.weight, i.may_be_private
     from discovery_instance i join discovery_service s on {SERVICE_OF} where {LISTED}"""
+MAINTAINED = "select id from discovery_service where maintenance is not null"
 FEW = 20  # services that are read one by one
 
 
@@ -56,6 +57,7 @@ class Directory:
         self._versions: dict[str, int] = {}  # of the services, as they were read
         self._state: tuple[int, ...] = ()
         self.is_read = False
+        self._maintained: set[str] = set()
 
     @property
     def services(self) -> list[str]:
@@ -111,6 +113,18 @@ class Directory:
 
     def has(self, service: str) -> bool:
         return service in self._places
+
+    async def refresh_maintained(self) -> None:
+        """Raises: Unavailable."""
+        self._maintained = {service for (service,) in await rows(MAINTAINED)}
+
+    def maintain(self, service: str, enabled: bool) -> None:
+        """A service that this process has just taken out for maintenance, or let come back."""
+        (self._maintained.add if enabled else self._maintained.discard)(service)
+
+    def is_maintained(self, service: str) -> bool:
+        """Is all of it out for maintenance? For who does not lock the service to see."""
+        return service in self._maintained
 
     def pick(self, service: str) -> Place | None:
         """One of them, by weight."""

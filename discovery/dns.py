@@ -322,16 +322,17 @@ def blank(query: Query, code: int) -> DNSRecord:
 def tell(record: DNSRecord, query: Query, found: Found, zone: Zone) -> None:
     """Of everything, one kind of records is enough (RFC 8482): addresses if there are any."""
     name, anything = DNSLabel(query.labels), query.kind == QTYPE.ANY
+    drawn = draw([each for each in found.addresses if each.ip])
+    if found.addresses and not drawn:  # an alias stands alone: it answers whatever is asked (RFC 1034, 3.6.2)
+        alias = draw(found.addresses)[0].name
+        record.add_answer(RR(name, QTYPE.CNAME, ttl=zone.ttl, rdata=CNAME(alias)))
+        return
     if query.kind == QTYPE.SRV or (anything and not found.addresses):
         tell_services(record, name, found, zone)
         return
-    drawn = draw([each for each in found.addresses if each.ip])
     for kind in (QTYPE.A, QTYPE.AAAA):
         if query.kind == kind or (anything and not record.rr):
             record.add_answer(*(each for each in addresses(name, drawn, zone) if each.rtype == kind))
-    if not drawn and found.addresses and query.kind in (QTYPE.A, QTYPE.AAAA, QTYPE.CNAME, QTYPE.ANY):
-        alias = draw(found.addresses)[0].name
-        record.add_answer(RR(name, QTYPE.CNAME, ttl=zone.ttl, rdata=CNAME(alias)))
 
 
 def tell_services(record: DNSRecord, name: DNSLabel, found: Found, zone: Zone) -> None:

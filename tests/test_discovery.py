@@ -203,6 +203,30 @@ def test_a_whole_service_is_taken_out_for_maintenance(call: Door) -> None:
     assert listed(call) == ["one", "two"]
 
 
+def test_a_heartbeat_is_told_that_the_whole_service_is_out(call: Door) -> None:
+    register(call)
+
+    def is_healthy() -> bool:
+        return bool(call("services.heartbeat", service="bank", instance_id="one")["healthy"])
+
+    assert is_healthy()
+    call("services.maintenance", service="bank")
+    until(lambda: not is_healthy())
+    time.sleep(0.6)
+    assert not is_healthy()
+    call("services.maintenance", service="bank", enabled=False)
+    until(is_healthy)
+
+
+def test_what_another_process_took_out_is_known_within_a_second(lane: Lane) -> None:
+    from discovery.models import Service
+
+    register(lane)
+    Service.objects.filter(id=f"{lane.namespace}/bank").update(maintenance="moving")
+    time.sleep(1.5)
+    assert not lane("services.heartbeat", service="bank", instance_id="one")["healthy"]
+
+
 # -- looking -----------------------------------------------------------------------------------------
 
 

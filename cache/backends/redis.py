@@ -158,7 +158,13 @@ class RedisCache:
     async def put_many(
         self, namespace: Namespace, items: Sequence[tuple[str, Item]]
     ) -> list[int | SyrosError]:
-        found = await asyncio.gather(*(self.put(namespace, *each) for each in items), return_exceptions=True)
+        # Where nothing was asked yet, one goes ahead: it brings the script and settles the clocks. Of those that would
+        # have to be sent again for that, a later one could be done before an earlier one of the same key.
+        ahead = 0 if namespace.name in self._spaces else 1
+        found: list[int | BaseException] = []
+        for part in (items[:ahead], items[ahead:]):
+            puts = (self.put(namespace, *each) for each in part)
+            found += await asyncio.gather(*puts, return_exceptions=True)
         for each in found:
             if isinstance(each, Unavailable) or not isinstance(each, int | SyrosError):
                 raise each

@@ -152,7 +152,7 @@ def heartbeat(
     """
     found = tx.get(Instance, f"{service}#{instance_id}")
     found = check_speaks_for(found, service, instance_id, incarnation, tx.now)
-    session = None
+    session, owner = None, None
     if found.session is None:
         found.expires_at = tx.now + timedelta(seconds=found.ttl_seconds)
     else:
@@ -160,7 +160,13 @@ def heartbeat(
     if found.status == rules.EXPIRED:  # it was kept, and is back
         owner = tx.known(Service, found.id.partition("#")[0])
         become(tx, owner, found)
-    return state(found, tx.now, None, session)
+    return state(found, tx.now, owner or remembered(found), session)
+
+
+def remembered(found: Instance) -> Service:
+    """What this process knows of the instance's service: for heartbeats, which would wait for each other at its row."""
+    address = found.id.partition("#")[0]
+    return Service(id=address, maintenance="maintenance" if directory.is_maintained(address) else None)
 
 
 def check_speaks_for(
@@ -248,8 +254,10 @@ def maintenance(
         if found:
             rules.turn(owner, found, tx.now, settings.PROTECTED_SHARE)
             remember(tx, owner, found)
-        elif enabled:
-            tx.afterwards(directory.forget_all, owner.id)
+        else:
+            tx.afterwards(directory.maintain, owner.id, enabled)
+            if enabled:
+                tx.afterwards(directory.forget_all, owner.id)
         about = {"instance_id": instance_id} if instance_id else {}
         tx.emit(
             owner, "service.maintenance", {**about, "enabled": enabled, **({"reason": said} if said else {})}
@@ -328,9 +336,9 @@ def owners(tx: Transaction, names: Iterable[str]) -> dict[str, Service]:
 # -- how it looks ------------------------------------------------------------------------------------
 
 
-def state(found: Instance, now: datetime, owner: Service | None, session: Session | None) -> InstanceState:
+def state(found: Instance, now: datetime, owner: Service, session: Session | None) -> InstanceState:
     expires_at = found.expires_at or (session.expires_at if session else now)
-    is_listed = rules.is_listed(owner or Service(), found, now)
+    is_listed = rules.is_listed(owner, found, now)
     return instance_state(
         found.service, found.instance, found.address, found.port, found.scheme, found.tags, found.metadata,
         found.weight, is_listed, found.ttl_seconds, found.registered_at, expires_at, found.incarnation,

@@ -12,6 +12,7 @@ from core.database import rows
 from core.operations import command
 from core.runtime import carry_out_for, every
 from discovery import rules
+from discovery.directory import directory
 from discovery.models import Instance, Service
 from discovery.places import SERVICE_OF
 from discovery.services.registering import become, expire, owners, remember, tell
@@ -89,6 +90,12 @@ async def let_go() -> None:
     share = settings.PROTECTED_SHARE
     await carry_out_for(release, "names", await rows(KEPT, [share, rules.CROWD, rules.KEPT]))
     await carry_out_for(settle, "names", await rows(MISSED, [rules.SETTLED]))
+
+
+@every(0.5)
+async def note_maintenance() -> None:
+    """Which services are out, whichever process took them out: heartbeats are told so."""
+    await directory.refresh_maintained()
 
 
 @every(60)
