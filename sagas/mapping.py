@@ -39,6 +39,11 @@ _QUOTED = re.compile(
 _MACRO = re.compile(r"\.\s*(all|exists|exists_one|existsOne|map|filter)\s*\(\s*([A-Za-z_]\w*)?")
 _ROOT = re.compile(rf"(?<![\w.])(?:{'|'.join(ROOTS)})\b")
 _WORD = re.compile(r'(?<![\w.])\w+|""')
+FUNCTIONS = frozenset(
+    ("size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bytes", "type", "dyn",
+     "duration", "timestamp", "getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear",
+     "getHours", "getMinutes", "getSeconds", "getMilliseconds")
+)  # fmt: skip
 LOOPS = 2  # in an expression: one may be in the other
 # CEL copies what it reads, and to a list that it makes it adds one item by copying all of it. An expression cannot be
 # stopped either: so how long it may take is told beforehand, from what it sees and how it is written.
@@ -72,6 +77,7 @@ class Template:
 
     render: Render
     paths: frozenset[tuple[str, ...]]
+    doubts: tuple[str, ...] = ()  # what is compiled, and will never do
 
 
 def compile_template(value: Any) -> Template:
@@ -99,6 +105,7 @@ def compile_condition(text: str) -> Template:
     """
     paths: set[tuple[str, ...]] = set()
     expression = _expression(text, paths, "")
+    doubts = _doubts(cel.compile(text))
 
     def render(scope: Scope) -> bool:
         found = expression(scope)
@@ -106,7 +113,20 @@ def compile_condition(text: str) -> Template:
             raise MappingError(f"{text} is neither true nor false but {found!r:.80}")
         return found
 
-    return Template(render, frozenset(paths))
+    return Template(render, frozenset(paths), doubts)
+
+
+def _doubts(program: cel.Program) -> tuple[str, ...]:
+    """Functions that there are not, and a condition that is a value which is neither true nor false."""
+    unknown = [
+        name
+        for name in program.functions()
+        if name.isidentifier() and name[0] != "_" and name not in FUNCTIONS
+    ]
+    if unknown or program.functions() or program.variables():
+        return tuple(f"there is no function {name}" for name in unknown)
+    is_told = isinstance(program.execute({}), bool)
+    return () if is_told else ("it is neither true nor false",)
 
 
 class Meter:
@@ -248,6 +268,7 @@ def _expression(text: str, paths: set[tuple[str, ...]], pointer: str) -> Render:
         _add(paths, (name,), pointer)
     looks = _looks(plain)
     paths.update(("steps", name) for name in _steps_of(text, plain, looks))
+    paths.update(("saga", name) for name in looks.get("saga") or ())
     effort = _effort(plain)
 
     def render(scope: Scope) -> Any:

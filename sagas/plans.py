@@ -7,7 +7,7 @@ from typing import Any
 from core.encoding import decode, encode
 from core.errors import Invalid
 from sagas.mapping import MappingError, Template, compile_condition, compile_template
-from sagas.types import RetryPolicy, Step
+from sagas.types import LONGEST, TIMEOUT, RetryPolicy, Step
 
 Problem = dict[str, str]
 
@@ -115,8 +115,11 @@ def policy(said: RetryPolicy | None, default: RetryPolicy) -> Policy:
     )  # fmt: skip
 
 
-def compile_plan(steps: Sequence[Step], output: str | None = None, order: str = "reverse") -> Plan:
-    """Parameters: `output`, a template as JSON text, of what the saga answers.
+def compile_plan(
+    steps: Sequence[Step], output: str | None = None, order: str = "reverse", *, is_stored: bool = False
+) -> Plan:
+    """Parameters: `output`, a template as JSON text, of what the saga answers; `is_stored`, it was let in once: what is
+    refused by now only must not hold up the sagas that it has.
 
     Raises: Invalid, naming every fault.
     """
@@ -125,7 +128,8 @@ def compile_plan(steps: Sequence[Step], output: str | None = None, order: str = 
     problems += graph_problems(steps, parents)
     compiled = [compile_step(place, step, parents[step.name], problems) for place, step in enumerate(steps)]
     found = template(output, "/output", problems)
-    if not problems:
+    if not problems and not is_stored:
+        problems += senseless(steps, compiled)
         problems += reference_problems(steps, parents, compiled, found)
     if problems:
         raise Invalid(problems)
@@ -227,6 +231,60 @@ def kind_problems(at: str, step: Step) -> Iterator[Problem]:
             yield problem(f"{at}/{name}", "not_for_kind", f"only for a {kind}")
 
 
+OF_SAGA = ("id", "name")
+UNUSED = {
+    "sleep": ("input", "compensation_input", "retry_policy", "compensation_retry_policy"),
+    "signal": ("input", "compensation_input", "retry_policy", "compensation_retry_policy"),
+}
+
+
+def senseless(steps: Sequence[Step], compiled: Sequence[StepPlan]) -> Iterator[Problem]:
+    """What would never do, or mean nothing, though it can be read."""
+    for place, (step, plan) in enumerate(zip(steps, compiled, strict=True)):
+        at = f"/steps/{place}"
+        for doubt in plan.when.doubts if plan.when else ():
+            yield problem(f"{at}/when", "bad_condition", doubt)
+        yield from unused(at, step)
+        if step.seconds is not None and not is_duration(decode(step.seconds)):
+            yield problem(f"{at}/seconds", "bad_seconds", f"a template, or a number from 0 to {LONGEST}")
+        yield from misnamed(at, step)
+
+
+def unused(at: str, step: Step) -> Iterator[Problem]:
+    for name in UNUSED.get(step.kind, ()):
+        if getattr(step, name) is not None:
+            yield problem(f"{at}/{name}", "not_for_kind", f"not for a {step.kind}")
+    # With locks it says how long they are waited for.
+    if step.kind == "sleep" and step.timeout_seconds != TIMEOUT and not step.locks:
+        yield problem(f"{at}/timeout_seconds", "not_for_kind", "not for a sleep")
+    if step.kind == "call" and step.compensation_input is not None and step.compensation is None:
+        yield problem(f"{at}/compensation_input", "no_compensation", "the step has no compensation")
+
+
+def is_duration(said: Any) -> bool:
+    if isinstance(said, str):
+        return "${" in said
+    return isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said <= LONGEST
+
+
+def misnamed(at: str, step: Step) -> Iterator[Problem]:
+    """Locks and streams of the system's, and locks that can never be had."""
+    for place, lock in enumerate(step.locks):
+        if is_reserved(lock.key):
+            yield problem(f"{at}/locks/{place}/key", "reserved", "names that begin with $ are the system's")
+        if lock.capacity is not None and lock.permits > lock.capacity:
+            yield problem(f"{at}/locks/{place}/permits", "too_many", "more permits than the capacity")
+    for place, event in enumerate(step.events):
+        if is_reserved(event.stream):
+            yield problem(
+                f"{at}/events/{place}/stream", "reserved", "names that begin with $ are the system's"
+            )
+
+
+def is_reserved(text: str) -> bool:
+    return text.startswith("$") and not text.startswith("${")
+
+
 def graph_problems(steps: Sequence[Step], parents: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:
     """Names given twice, unknown parents, circles."""
     seen: dict[str, int] = {}
@@ -286,6 +344,8 @@ def reference_problems(
 def unreachable(found: Template | None, names: Iterable[str], pointer: str) -> Iterator[Problem]:
     reachable = set(names)
     for path in sorted(found.paths if found else ()):
+        if path[0] == "saga" and len(path) > 1 and path[1] not in OF_SAGA:
+            yield problem(pointer, "unknown_path", f"of the saga there are {' and '.join(OF_SAGA)}")
         if path[0] == "steps" and len(path) > 1 and path[1] not in reachable:
             yield problem(pointer, "unknown_step", f"{path[1]} is no step that is over by then")
 
@@ -306,4 +366,5 @@ def ancestors(parents: Mapping[str, tuple[str, ...]]) -> dict[str, set[str]]:
 def plan_of(body: Mapping[str, Any]) -> Plan:
     """A stored definition's."""
     output = None if body["output"] is None else encode(body["output"]).decode()
-    return compile_plan([Step.model_validate(step) for step in body["steps"]], output, body["order"])
+    steps = [Step.model_validate(step) for step in body["steps"]]
+    return compile_plan(steps, output, body["order"], is_stored=True)

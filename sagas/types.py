@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from core.types import PAIRS, Json, Text, check_text
 from discovery.types import ServiceName
@@ -14,7 +15,8 @@ StepName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_
 SagaName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 SagaId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
 Path = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9._~/-]+$")]
-Seconds = Annotated[float, Field(ge=0, le=10 * 366 * 86400)]
+LONGEST = 10 * 366 * 86400  # seconds
+Seconds = Annotated[float, Field(ge=0, le=LONGEST)]
 Timeout = Annotated[float, Field(ge=0.1, le=86400)]
 Condition = Annotated[str, Field(min_length=1, max_length=2048)]
 Kind = Literal["call", "sleep", "signal", "saga"]
@@ -25,6 +27,12 @@ Status = Literal[
 ]  # fmt: skip
 MAX_STEPS = 500
 TIMEOUT = 30.0  # seconds, unless said
+
+
+def check_pair(text: str) -> str:
+    if ":" not in text:
+        raise PydanticCustomError("pair", "key:value")
+    return text
 
 
 class Strict(BaseModel):
@@ -49,10 +57,11 @@ class RetryPolicy(Strict):
         """`max_retries` is one less: the first attempt is none."""
         if (
             isinstance(values, dict)
-            and isinstance(values.get("max_retries"), int)
+            and type(retries := values.get("max_retries")) is int
+            and 0 <= retries < 1000  # else it stays, and is what the refusal names
             and "max_attempts" not in values
         ):
-            values = {**values, "max_attempts": values["max_retries"] + 1}
+            values = {**values, "max_attempts": retries + 1}
             del values["max_retries"]
         return values
 
@@ -105,7 +114,7 @@ Steps = Annotated[list[Step], Field(min_length=1, max_length=MAX_STEPS)]
 Order = Literal["reverse", "sequential", "parallel"]
 ErrorCode = Annotated[str, AfterValidator(check_text), Field(min_length=1, max_length=100)]
 ChosenTags = Annotated[
-    list[Text],
+    list[Annotated[Text, AfterValidator(check_pair)]],
     Field(max_length=8, description="each `key:value`; in a query string `tag.key=value` too"),
     PAIRS,
 ]

@@ -942,6 +942,24 @@ def test_either_steps_or_a_definition(lane: Lane) -> None:
         assert refused.value.problem["errors"][0]["pointer"] == "/steps"
 
 
+@pytest.mark.parametrize(
+    ("about", "pointer"),
+    [({"steps": [SLEEP], "definition_version": 1}, "/definition_version"),
+     ({"definition": "d", "output": 1}, "/output"),
+     ({"definition": "d", "compensation_order": "parallel"}, "/compensation_order")],
+)  # fmt: skip
+def test_what_does_not_go_together_is_named(lane: Lane, about: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(Refused) as refused:
+        lane("sagas.start", name="x", **about)
+    assert [error["pointer"] for error in refused.value.problem["errors"]] == [pointer]
+
+
+def test_a_tag_is_a_pair(lane: Lane) -> None:
+    with pytest.raises(Refused) as refused:
+        lane("sagas.find", tag=["foo"])
+    assert (refused.value.status, refused.value.problem["errors"][0]["pointer"]) == (422, "/tag/0")
+
+
 # -- what lies beside a saga -------------------------------------------------------------------------
 
 

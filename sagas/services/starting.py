@@ -117,9 +117,21 @@ def definition_for(
     """
     if (steps is None) == (name is None):
         raise Invalid([{"pointer": "/steps", "code": "one_of", "detail": "either steps or definition"}])
+    if extra := [name for name, value in said_beside(steps, version, output, order).items() if value]:
+        detail = "is of a definition" if steps else "is in the definition"
+        raise Invalid([{"pointer": f"/{name}", "code": "one_of", "detail": detail} for name in extra])
     if steps is not None:
         return inline(tx, body_of(steps, output, order), steps, output, order)
     return named(tx, name or "", version)
+
+
+def said_beside(
+    steps: list[Step] | None, version: int | None, output: str | None, order: str
+) -> dict[str, bool]:
+    """What does not go with steps, or with the name of a definition: was it said?"""
+    if steps is not None:
+        return {"definition_version": version is not None}
+    return {"output": output is not None, "compensation_order": order != "reverse"}
 
 
 def inline(tx: Transaction, body: str, steps: list[Step], output: str | None, order: str) -> tuple[str, Plan]:

@@ -192,7 +192,7 @@ def test_seconds_and_output_are_templates_too() -> None:
         ({"input": "${steps.a.output}"}, "/steps/0/input"),
         ({"input": "${= steps.b.output }"}, "/steps/0/input"),
         ({"when": "steps.b.output > 1"}, "/steps/0/when"),
-        ({"compensation_input": "${steps.z.output}"}, "/steps/0/compensation_input"),
+        ({"compensation": "undo", "compensation_input": "${steps.z.output}"}, "/steps/0/compensation_input"),
         ({"locks": [{"key": "${steps.b.output}"}]}, "/steps/0/locks/0/key"),
         ({"events": [{"stream": "${steps.b.output}", "type": "t", "data": 1}]}, "/steps/0/events/0/stream"),
         ({"events": [{"stream": "s", "type": "t", "data": "${steps.b.output}"}]}, "/steps/0/events/0/data"),
@@ -206,7 +206,7 @@ def test_what_is_over_by_then_may_be_looked_at() -> None:
     event = {"stream": "${steps.c.output}", "type": "t", "data": 1}
     compile_plan(
         [
-            call("a", compensation_input="${steps.c.output}"), call("b"),
+            call("a", compensation="undo", compensation_input="${steps.c.output}"), call("b"),
             call("c", input="${steps.a.output}", when="steps.a.output.ok && steps.b.output.ok", events=[event]),
         ],
         '"${steps.c.output}"',
@@ -220,6 +220,49 @@ def test_output_of_a_step_that_there_is_not() -> None:
 @pytest.mark.parametrize("when", ["input.steps.count > 1", 'input.text == "steps.count"'])
 def test_what_only_looks_like_a_step_is_none(when: str) -> None:
     compile_plan([call("a", when=when)])
+
+
+@pytest.mark.parametrize(
+    ("said", "pointer"),
+    [
+        ({"when": "'abc'"}, "when"), ({"when": "1"}, "when"), ({"when": "nosuch(input.x)"}, "when"),
+        ({"when": "steps['nope'].output"}, "when"), ({"when": 'steps["a"].output'}, "when"),
+        ({"when": "saga.nope == 1"}, "when"), ({"input": "${saga.nope}"}, "input"),
+        ({"compensation_input": 1}, "compensation_input"), ({"locks": [{"key": "$x"}]}, "locks/0/key"),
+        ({"locks": [{"key": "x", "permits": 3, "capacity": 2}]}, "locks/0/permits"),
+        ({"events": [{"stream": "$saga:x", "type": "t", "data": 1}]}, "events/0/stream"),
+        *(({"seconds": seconds}, "seconds") for seconds in ("abc", -5, True, 1e12, None, [])),
+        ({"seconds": 1, "input": 1}, "input"), ({"seconds": 1, "timeout_seconds": 9}, "timeout_seconds"),
+        ({"seconds": 1, "retry_policy": {"max_attempts": 2}}, "retry_policy"),
+        ({"kind": "signal", "compensation_input": 1}, "compensation_input"),
+    ],
+)  # fmt: skip
+def test_what_would_never_do_is_refused(said: dict[str, Any], pointer: str) -> None:
+    step = Step(**{"name": "a", "kind": "sleep" if "seconds" in said else "call", **said})
+    if step.kind == "call":
+        step = call("a", **said)
+    assert [where for where, _ in faults(step)] == [f"/steps/0/{pointer}"]
+
+
+def test_what_was_let_in_once_still_means_something() -> None:
+    body = {"steps": [{"name": "a", "kind": "sleep", "seconds": 1, "input": 1, "when": "nosuch(1)"}], "output": None,
+            "order": "reverse"}  # fmt: skip
+    assert plan_of(body).steps.keys() == {"a"}
+
+
+def test_what_only_looks_as_if_it_would_never_do() -> None:
+    compile_plan([
+        call("a", locks=[{"key": "${input.k}", "permits": 2, "capacity": 2}], when="saga.name == 'x' && has(input.y)"),
+        Step(name="b", kind="sleep", seconds="${input.s}", timeout_seconds=9, locks=[{"key": "k"}]),
+        Step(name="c", kind="signal", when="steps['a'].status == 'succeeded' && input.l.all(x, x.startsWith('a'))"),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("retries", [True, -1, 1000])
+def test_retries_that_are_none_are_named(retries: Any) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        RetryPolicy.model_validate({"max_retries": retries})
+    assert [error["loc"] for error in refusal.value.errors()] == [("max_retries",)]
 
 
 def test_all_faults_are_told_at_once() -> None:
