@@ -233,8 +233,8 @@ def kind_problems(at: str, step: Step) -> Iterator[Problem]:
 
 OF_SAGA = ("id", "name")
 UNUSED = {
-    "sleep": ("input", "compensation_input", "retry_policy", "compensation_retry_policy"),
-    "signal": ("input", "compensation_input", "retry_policy", "compensation_retry_policy"),
+    "sleep": ("input", "compensation_input", "compensation_retry_policy"),
+    "signal": ("input", "compensation_input", "compensation_retry_policy"),
 }
 
 
@@ -254,7 +254,9 @@ def unused(at: str, step: Step) -> Iterator[Problem]:
     for name in UNUSED.get(step.kind, ()):
         if getattr(step, name) is not None:
             yield problem(f"{at}/{name}", "not_for_kind", f"not for a {step.kind}")
-    # With locks it says how long they are waited for.
+    # Locks are waited for, and those that cannot be had are tried again.
+    if step.kind in UNUSED and step.retry_policy is not None and not step.locks:
+        yield problem(f"{at}/retry_policy", "not_for_kind", f"not for a {step.kind}")
     if step.kind == "sleep" and step.timeout_seconds != TIMEOUT and not step.locks:
         yield problem(f"{at}/timeout_seconds", "not_for_kind", "not for a sleep")
     if step.kind == "call" and step.compensation_input is not None and step.compensation is None:

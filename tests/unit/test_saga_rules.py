@@ -66,15 +66,16 @@ def steps(draw: Any, place: int, services: tuple[str, ...]) -> Step:
     kind = draw(KINDS)
     said: dict[str, Any] = {
         "name": f"s{place}", "kind": kind, "depends_on": parents, "when": draw(CONDITIONS),
-        "retry_policy": draw(RETRIES),
     }  # fmt: skip
     if kind == "sleep":
         return Step(**said, seconds=draw(NAPS))
     if kind == "signal":
         return Step(**said, signal="go", timeout_seconds=30.0)
+    undoing = draw(UNDOING)
     return Step(
-        **said, service=draw(SERVICES[services]), action="do", timeout_seconds=8.0, compensation=draw(UNDOING),
-        compensation_input=draw(UNDONE_WITH), compensation_retry_policy=draw(RETRIES), pivot=draw(PIVOTS),
+        **said, service=draw(SERVICES[services]), action="do", timeout_seconds=8.0, compensation=undoing,
+        retry_policy=draw(RETRIES), compensation_input=draw(UNDONE_WITH) if undoing else None,
+        compensation_retry_policy=draw(RETRIES), pivot=draw(PIVOTS),
     )  # fmt: skip
 
 
