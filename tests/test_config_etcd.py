@@ -17,16 +17,24 @@ from bench.servers import Etcd
 from config.errors import MirrorMoved
 from config.mirror import Mirror, below, follow_etcd
 from config.models import Mirror as Row
-from tests.doors import Lane, Refused, Served
+from tests.doors import Lane, Refused, Served, free_port
 from tests.test_config import refusal
 from tests.test_locks import until
 
 pytestmark = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed")
 
 
+class Followed(Etcd):
+    """On ports that nobody is given while it is away."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.url, self._peers = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+
+
 @pytest.fixture(scope="module")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
-    with Etcd(tmp_path_factory.mktemp("etcd")) as found:
+    with Followed(tmp_path_factory.mktemp("etcd")) as found:
         yield found
 
 
@@ -168,7 +176,7 @@ def test_another_etcd_is_read_anew_wherever_its_revisions_are(house: House, tmp_
     house.put("gone", "1")
     with house.followed():
         until(lambda: house.values() == {"etcd/a": 4, "etcd/gone": 1})
-    with Etcd(tmp_path) as house.etcd:
+    with Followed(tmp_path) as house.etcd:
         house.put("a", "7")
         house.put("b", "7")
         with house.followed():
