@@ -6,8 +6,9 @@ from typing import Any
 
 from core.encoding import decode, encode
 from core.errors import Invalid
-from sagas.mapping import MappingError, Template, compile_condition, compile_template
-from sagas.types import LONGEST, TIMEOUT, RetryPolicy, Step
+from sagas.expressions import MappingError
+from sagas.mapping import Template, compile_condition, compile_template
+from sagas.types import LONGEST, TIMEOUT, RetryPolicy, Step, is_seconds
 
 Problem = dict[str, str]
 
@@ -232,10 +233,8 @@ def kind_problems(at: str, step: Step) -> Iterator[Problem]:
 
 
 OF_SAGA = ("id", "name")
-UNUSED = {
-    "sleep": ("input", "compensation_input", "compensation_retry_policy"),
-    "signal": ("input", "compensation_input", "compensation_retry_policy"),
-}
+UNASKED = ("sleep", "signal")  # steps for which nobody is called
+UNUSED = ("input", "compensation_input", "compensation_retry_policy")  # by those
 
 
 def senseless(steps: Sequence[Step], compiled: Sequence[StepPlan]) -> Iterator[Problem]:
@@ -251,12 +250,11 @@ def senseless(steps: Sequence[Step], compiled: Sequence[StepPlan]) -> Iterator[P
 
 
 def unused(at: str, step: Step) -> Iterator[Problem]:
-    for name in UNUSED.get(step.kind, ()):
+    # Locks are waited for, and those that cannot be had are tried again.
+    names = UNUSED if step.locks else (*UNUSED, "retry_policy")
+    for name in names if step.kind in UNASKED else ():
         if getattr(step, name) is not None:
             yield problem(f"{at}/{name}", "not_for_kind", f"not for a {step.kind}")
-    # Locks are waited for, and those that cannot be had are tried again.
-    if step.kind in UNUSED and step.retry_policy is not None and not step.locks:
-        yield problem(f"{at}/retry_policy", "not_for_kind", f"not for a {step.kind}")
     if step.kind == "sleep" and step.timeout_seconds != TIMEOUT and not step.locks:
         yield problem(f"{at}/timeout_seconds", "not_for_kind", "not for a sleep")
     if step.kind == "call" and step.compensation_input is not None and step.compensation is None:
@@ -264,9 +262,7 @@ def unused(at: str, step: Step) -> Iterator[Problem]:
 
 
 def is_duration(said: Any) -> bool:
-    if isinstance(said, str):
-        return "${" in said
-    return isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said <= LONGEST
+    return "${" in said if isinstance(said, str) else is_seconds(said)
 
 
 def misnamed(at: str, step: Step) -> Iterator[Problem]:

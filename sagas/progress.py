@@ -32,9 +32,7 @@ class StepProgress:
     undo: Side = field(default_factory=Side)
     maybe: bool = False  # an attempt may have had an effect, whatever a later one said
     doubt_until: float = 0.0  # when the attempts of which nothing was heard are over, wherever they are
-    is_waived: bool = (
-        False  # an operator said to go on without it: that is no reason to skip what comes after it
-    )
+    is_waived: bool = False  # an operator said to go on without it: what comes after it is done
     place: int = 0  # in the order of first dispatch, from 1
     output: Any = None
     locks: dict[str, list[Any]] = field(default_factory=dict)  # that it holds: token, when it is given back
@@ -59,9 +57,9 @@ class Progress:
     status: str = "running"
     reason: str | None = None
     before: str | None = None  # what it was before it needed attention
-    depth: int = 0  # how many sagas it is in, each a step of the next
     paused_from: str | None = None  # and before it was paused
     paused_at: float | None = None
+    depth: int = 0  # how many sagas it is in, each a step of the next
     start_at: float | None = None  # when it begins, if not at once
     deadline: float | None = None
     dispatched: int = 0
@@ -69,14 +67,17 @@ class Progress:
     dirty: bool = False
     has_session: bool = False  # that its locks are held with
     output: Any = None
-    signals: dict[str, list[Any]] = field(
-        default_factory=dict
-    )  # payloads that nobody waited for yet, in order
+    signals: dict[str, list[Any]] = field(default_factory=dict)  # by name, for steps to come, in order
     steps: dict[str, StepProgress] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
         return self.status in FINAL
+
+    @property
+    def heading(self) -> str | None:
+        """Where it is going, or will be after a pause."""
+        return self.paused_from if self.status == "paused" else self.status
 
     @property
     def is_calling(self) -> bool:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-from sagas.mapping import MappingError, Scope
+from sagas.expressions import MappingError, Scope
 from sagas.plans import Plan, StepPlan
 from sagas.progress import Progress, Side, StepProgress
+from sagas.types import is_seconds
 
 DONE = ("succeeded", "skipped")  # sides after which what depends on them goes on
 OUT = ("calling", "queued", "waiting")  # sides of which something may still be heard
@@ -26,7 +27,6 @@ ONGOING_DELAY = 1.0
 CHECKS = 5  # times that a participant is asked what became of an action
 CHECK_AGAIN = 1.0  # seconds between them
 LOCK_AGAIN = 1.0  # seconds until who waits for locks looks again; a grant says so sooner
-LONGEST = 10 * 366 * 86400.0  # seconds that a step may sleep, and until a saga starts
 MESSAGE = 1000  # characters of a participant's that are kept
 
 
@@ -322,7 +322,7 @@ class Course:
     def _sleep(self, step: StepPlan, side: Side) -> None:
         assert step.seconds
         seconds = step.seconds.render(self._scope())
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST:
+        if not is_seconds(seconds):
             raise MappingError(f"{seconds!r:.80} is no number of seconds", "/seconds")
         side.status, side.due = "waiting", self.now + seconds
         self._note_start(step, side)
@@ -482,7 +482,7 @@ class Course:
         elif found == "not_applied":
             progress.is_verifying = progress.maybe = False
             self._fail(step, side, "action", "failed", side.error or {})
-        elif progress.checks + 1 < CHECKS and self._is_forward:
+        elif progress.checks + 1 < CHECKS and self.saga.heading == "running":
             progress.checks += 1
             side.status, side.due = "backoff", self.now + CHECK_AGAIN
         else:
@@ -572,12 +572,8 @@ class Course:
 
     def _is_worth_asking(self, step: StepPlan, op: str, outcome: Outcome) -> bool:
         is_in_doubt = op == "action" and self.saga.steps[step.name].maybe
-        return bool(step.verify) and is_in_doubt and outcome.kind != "failed" and self._is_forward
-
-    @property
-    def _is_forward(self) -> bool:
-        """Is it on its way forward, or will it be after a pause?"""
-        return "running" in (self.saga.status, self.saga.paused_from)
+        is_forward = self.saga.heading == "running"
+        return bool(step.verify) and is_in_doubt and outcome.kind != "failed" and is_forward
 
     def _is_final(self, step: StepPlan, side: Side, op: str, outcome: Outcome) -> bool:
         if self.saga.status == "compensating" and op == "action":
@@ -637,7 +633,9 @@ class Course:
         self._turn("cancelled", {"code": "cancelled", "message": reason})
 
     def be_recalled(self, reason: str) -> None:
-        """The saga that this one is a step of turned back: so does this one, though it may be over."""
+        """The saga that this one is a step of turned back: so does this one, though it may be over, or paused."""
+        if self.saga.status == "paused":
+            self.resume()
         error = {"code": "recalled", "message": reason}
         if self.saga.status in ("compensating", "compensated", "failed", "terminated"):
             return

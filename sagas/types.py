@@ -15,7 +15,7 @@ StepName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_
 SagaName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 SagaId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
 Path = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9._~/-]+$")]
-LONGEST = 10 * 366 * 86400  # seconds
+LONGEST = 10 * 366 * 86400  # seconds that a step may sleep, and until a saga starts
 Seconds = Annotated[float, Field(ge=0, le=LONGEST)]
 Timeout = Annotated[float, Field(ge=0.1, le=86400)]
 Condition = Annotated[str, Field(min_length=1, max_length=2048)]
@@ -33,6 +33,11 @@ def check_pair(text: str) -> str:
     if ":" not in text:
         raise PydanticCustomError("pair", "key:value")
     return text
+
+
+def is_seconds(value: Any) -> bool:
+    """Is it a number of seconds that a step may sleep?"""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LONGEST
 
 
 class Strict(BaseModel):

@@ -10,7 +10,7 @@ from core.encoding import decode
 from core.errors import Invalid
 from core.operations import query
 from core.types import Json
-from sagas.plans import Plan, compile_plan
+from sagas.plans import Plan, Problem, compile_plan, problem
 from sagas.progress import Progress, StepProgress
 from sagas.rules import Course, Outcome, wake_at
 from sagas.types import Order, StepName, Steps, Strict
@@ -79,18 +79,17 @@ async def simulate(
 
 def check_answers(plan: Plan, said: dict[str, dict[str, Supplied]]) -> None:
     """Raises: Invalid, of what is said of steps that are not there, or that nobody answers for."""
-    bad = []
+    bad: list[Problem] = []
     for field, answers in said.items():
         answered = ("call", "saga") if field == "compensations" else ("call", "saga", "signal")
         for name in answers:
+            at = f"/{field}/{name}"
             if name not in plan.steps:
-                bad.append((field, name, "unknown_step", "There is no such step."))
+                bad.append(problem(at, "unknown_step", f"there is no step {name}"))
             elif plan.steps[name].kind not in answered:
-                bad.append((field, name, "no_answer", f"Nobody answers for a {plan.steps[name].kind} here."))
+                bad.append(problem(at, "not_for_kind", f"nobody answers for a {plan.steps[name].kind} here"))
     if bad:
-        raise Invalid(
-            [{"pointer": f"/{field}/{name}", "code": code, "detail": why} for field, name, code, why in bad]
-        )
+        raise Invalid(bad)
 
 
 class Playing:

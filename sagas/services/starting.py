@@ -15,11 +15,10 @@ from core.operations import command
 from core.types import Instant, Json, Object, Wait
 from sagas.models import Definition, DefinitionName
 from sagas.plans import Plan, compile_plan
-from sagas.rules import LONGEST
 from sagas.services.courses import create, named, plan_at
 from sagas.services.looking import at_rest
 from sagas.states import state_of
-from sagas.types import Order, SagaName, SagaState, Seconds, StartName, Step, Steps, Tags
+from sagas.types import LONGEST, Order, SagaName, SagaState, Seconds, StartName, Step, Steps, Tags
 
 RAW = ("input", "compensation_input", "seconds")  # JSON text already
 

@@ -44,6 +44,7 @@ Message = Annotated[str, AfterValidator(check_text), Field(max_length=1000)]
 Effect = Literal["none", "unknown"]
 RetryAfter = Annotated[float, Field(ge=0, le=3600)]
 LEASE_TOKEN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # as PostgreSQL writes them
+LAST = 100  # calls whose tokens are known again when they come too late
 LOOK_AGAIN = 0.25  # seconds until who waits for a task looks whether another process queued one
 # Beside the engine: it decides nothing, and whoever polls must not have a batch of others wait for what it finds.
 LEASE = """with due as (
@@ -305,11 +306,7 @@ def keep(tx: Transaction, task_id: str, lease_token: str, lease_seconds: float |
     else:
         task.lease_seconds = lease_seconds or task.lease_seconds or 30.0
         until = task.lease_until = tx.now + timedelta(seconds=task.lease_seconds)
-    return Kept(task_id, until, op == "action" and is_turned_back(progress))
-
-
-def is_turned_back(progress: Progress) -> bool:
-    return "compensating" in (progress.status, progress.paused_from)
+    return Kept(task_id, until, op == "action" and progress.heading == "compensating")
 
 
 def keep_accepted(tx: Transaction, saga: Saga, task_id: str, seconds: float) -> datetime:
@@ -351,8 +348,8 @@ def note_late(tx: Transaction, task_id: str, lease_token: str, outcome: Outcome)
 
 
 def attempt_of(saga: Saga, task_id: str, token: str, attempts: int) -> int | None:
-    """The call that the token came with. Of a lease that is over nothing is kept that tells."""
-    for number in range(1, attempts + 1):
+    """The call that the token came with, if it is one of the last. Of leases that are over nothing is kept."""
+    for number in range(attempts, max(attempts - LAST, 0), -1):
         if is_same(token_for(saga.namespace, *place(task_id), number), token):
             return number
     return None

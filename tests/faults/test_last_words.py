@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from contextlib import closing
 
 import psycopg
@@ -11,6 +10,7 @@ from psycopg.conninfo import make_conninfo
 
 from core.pipeline import Pipeline
 from tests.faults.link import Link, place_of
+from tests.races.processes import until
 
 
 class Endless(Link):
@@ -32,10 +32,8 @@ def test_they_are_heard_before_the_commit_is_sent() -> None:
             pipeline = Pipeline(connection)
             pipeline.execute("begin")
             pipeline.sync()
-            pipeline.check()
-            time.sleep(0.3)
             with pytest.raises(psycopg.OperationalError, match="idle-in-transaction"):
-                pipeline.check()
+                until(lambda: pipeline.check())
 
 
 def test_what_else_a_server_says_unasked_ends_nothing() -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagas.mapping import MAX_EXPRESSION, MappingError, compile_condition, compile_template
+from sagas.expressions import MAX_EXPRESSION, MappingError
+from sagas.mapping import compile_condition, compile_template
 
 FEW = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 SCOPE: dict[str, Any] = {

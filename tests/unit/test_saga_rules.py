@@ -929,6 +929,15 @@ def test_a_compensation_gets_the_input_that_an_operator_gave() -> None:
     assert [send.input["input"] for send in course.sends] == [{"n": 99}]
 
 
+def test_a_saga_that_is_recalled_in_a_pause_goes_on_backwards() -> None:
+    game = game_of(call("a"), call("b", service="polled"))
+    done(game, "a")
+    game.decide(Course.pause)
+    game.decide(lambda course: course.be_recalled("no more"))
+    assert (game.progress.status, game.progress.heading) == ("compensating", "compensating")
+    assert (game.progress.paused_from, status_of(game, "a", "compensate")) == (None, "calling")
+
+
 def test_who_cancels_a_saga_that_has_turned_back_changes_nothing() -> None:
     game = game_of(call("a", compensation_retry_policy=ONCE), call("b"))
     done(game, "a")
